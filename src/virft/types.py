@@ -1,0 +1,90 @@
+"""The nouns everybody shares: Box, Detection, Sample, Prediction.
+
+A *reply* is the raw text of a model, an *answer* what stands in its ``<answer>`` tags, a *solution* the truth
+(the data set's column), a *score* the confidence that a model wrote beside a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+
+class Box(NamedTuple):
+    """Corners x1, y1, x2, y2 in a coordinate space that the holder names (see :mod:`virft.boxes`)."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One box of an answer. ``score`` is the confidence in [0, 1], or None where the model wrote none."""
+
+    box: Box
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question to a model.
+
+    Attributes:
+        id: unique within a run and the same in every run; resuming an inference goes by it.
+        images: paths (or PIL images) in the order in which they stand before the prompt; may be empty.
+        prompt: the user's text, without image placeholders.
+        system: an optional system message.
+        meta: JSON values that the scorer needs and the model never sees (image_id, category_id ...).
+    """
+
+    id: str
+    images: tuple[Any, ...]
+    prompt: str
+    system: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model replied to a sample: the raw reply, never parsed boxes: a better reader can re-score.
+
+    Attributes:
+        id: the sample's id.
+        reply: the raw text.
+        space: the coordinate space in which the model was asked to write boxes.
+        image_size: (width, height) in pixels of the sample's first image, None without an image.
+        model_size: (width, height) in pixels of that image as it was resized for the model.
+        tokens: how many tokens were generated.
+        truncated: whether generation ended at the token limit rather than at an end-of-turn token.
+        meta: the sample's.
+    """
+
+    id: str
+    reply: str
+    space: str
+    image_size: tuple[int, int] | None = None
+    model_size: tuple[int, int] | None = None
+    tokens: int = 0
+    truncated: bool = False
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The dictionary that stands on a line of ``predictions.jsonl``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Prediction:
+        """The inverse of :meth:`to_json`. Raises KeyError when ``id``, ``reply`` or ``space`` is missing."""
+        sizes = {k: tuple(line[k]) if line.get(k) else None for k in ("image_size", "model_size")}
+        return cls(
+            id=line["id"],
+            reply=line["reply"],
+            space=line["space"],
+            tokens=line.get("tokens", 0),
+            truncated=line.get("truncated", False),
+            meta=line.get("meta", {}),
+            **sizes,
+        )
