@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2, no traceback."""
+    """Run a program's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2."""
     try:
         main()
     except UserError as error:

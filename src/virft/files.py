@@ -12,7 +12,7 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
-    The folder is made when absent. The rename is atomic, so an interrupted program leaves the old file or none.
+    The folder is made when absent. The rename is atomic: an interrupted program leaves the old file or none.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
