@@ -1,0 +1,190 @@
+"""What a checkpoint carries besides weights: the manifest ``virft.json``, and which checkpoints are whole.
+
+The manifest is the last file written into a checkpoint, by rename. A folder without one was cut off while it was
+being written (or is not ours), so a run never resumes from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from virft import __version__
+from virft.boxes import FAMILY_SPACE, MODEL_SPACES
+from virft.errors import UserError
+from virft.files import replacing
+
+MANIFEST = "virft.json"
+COORDINATES = ("auto", *MODEL_SPACES)
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "datasets")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What evaluation and resuming need to know about a checkpoint.
+
+    Attributes:
+        space: coordinate space in which the model was trained to write boxes.
+        min_pixels, max_pixels: area limits of a resized image, in pixels.
+        system: the system message of every prompt, None without one.
+        task: the tasks that it was trained on, e.g. ("detection",); empty when unknown.
+        program: "grpo", "sft" or "merge".
+        model_type: the configuration's, e.g. "qwen2_vl".
+        base_model: what training started from.
+        step: optimizer steps done, None for the model at the end of a run.
+        seed: of the run.
+        data: {"name", "split", "rows", "hash"} of the training rows.
+        versions: package -> version.
+        git_revision: of the source tree that ran, with "+" when it had changes; None outside a repository.
+        config: every setting of the run, as plain JSON values.
+    """
+
+    space: str
+    min_pixels: int
+    max_pixels: int
+    system: str | None = None
+    task: tuple[str, ...] = ()
+    program: str = ""
+    model_type: str = ""
+    base_model: str = ""
+    step: int | None = None
+    seed: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
+    """Write ``virft.json`` into a checkpoint; call it when every other file of the checkpoint is on disk."""
+    path = Path(folder) / MANIFEST
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(asdict(manifest), indent=2, default=str) + "\n", encoding="utf-8")
+    return path
+
+
+def read_manifest(folder: str | Path) -> Manifest | None:
+    """The manifest of a checkpoint folder, None where there is none (a Hub id, somebody else's folder).
+
+    Raises:
+        UserError: a ``virft.json`` that is no manifest.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    known = {f.name for f in fields(Manifest)}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Manifest(**{k: tuple(v) if k == "task" else v for k, v in content.items() if k in known})
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a manifest of a checkpoint ({error}); remove it or save again"
+        ) from None
+
+
+def resolve_space(model: str | Path | Any, override: str = "auto") -> str:
+    """The coordinate space of a model's boxes: the override, else its manifest's, else its family's.
+
+    Args:
+        model: a checkpoint folder, a Hub id, or a configuration object with ``model_type``.
+        override: "auto" or a member of :data:`virft.boxes.MODEL_SPACES`.
+
+    Raises:
+        UserError: an unknown space, no model there, or a family that has no known space.
+    """
+    if override not in COORDINATES:
+        raise UserError(f"--coordinates {override!r} is unknown; choose one of {', '.join(COORDINATES)}")
+    if override != "auto":
+        return override
+    if isinstance(model, str | Path):
+        manifest = read_manifest(model)
+        if manifest is not None:
+            return manifest.space
+        model = model_config(model)
+    if model.model_type not in FAMILY_SPACE:
+        raise UserError(
+            f"models of type {model.model_type!r} have no known coordinate space; "
+            f"pass --coordinates {' or '.join(MODEL_SPACES)}"
+        )
+    return FAMILY_SPACE[model.model_type]
+
+
+def model_config(model: str | Path, revision: str | None = None) -> Any:
+    """The configuration of a checkpoint folder (a LoRA adapter's is its base model's) or Hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoConfig
+
+    adapter = Path(model) / "adapter_config.json"
+    try:
+        if adapter.is_file() and not (Path(model) / "config.json").is_file():
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            return AutoConfig.from_pretrained(base)
+        return AutoConfig.from_pretrained(str(model), revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {model}: no configuration can be loaded from it ({reason})") from None
+
+
+def installed_versions() -> dict[str, str]:
+    """Package -> version of what decides a run's numbers."""
+    found = {"virft": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision(folder: str | Path | None = None) -> str | None:
+    """Commit of the source tree at ``folder`` (default: virft's own), with "+" when tracked files differ from it."""
+    where = str(folder or Path(__file__).parent)
+    try:
+        commit = subprocess.run(
+            ["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", where, "diff", "--quiet", "HEAD"], capture_output=True, timeout=20
+        ).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def last_checkpoint(output_dir: str | Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint of a run that can be resumed, and the newer ones that cannot.
+
+    Returns:
+        The folder ``checkpoint-<step>`` with the highest step that has a manifest and a trainer state (None when
+        there is none), and the folders with a higher step, which were cut off or hold weights only.
+    """
+    numbered = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        if folder.is_dir() and number.isdigit():
+            numbered.append((int(number), folder))
+    passed = []
+    for _, folder in sorted(numbered, reverse=True):
+        if is_whole(folder):
+            return folder, passed
+        passed.append(folder)
+    return None, passed
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Whether a checkpoint was written to its end and holds the full state of training."""
+    names = set(os.listdir(folder))
+    has_optimizer = bool(
+        names & {"optimizer.pt", "optimizer.bin", "optimizer_0"}
+        or any(n.startswith("global_step") for n in names)
+    )
+    return {MANIFEST, "trainer_state.json"} <= names and has_optimizer

@@ -1,0 +1,220 @@
+"""Rows for training: loaded from anywhere, checked with row numbers, images kept undecoded.
+
+A row has ``problem`` (the user's words), ``solution`` (the truth, in the form of a reply's answer) and ``images``
+(none, one or several). Every other column is kept and reaches the rewards. Columns with a meaning of their own:
+``task`` routes a row to its rewards, ``completion`` or ``thinking`` are what SFT learns, ``context`` is the earlier
+part of a teacher-forced trace and follows the problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from virft.data.sources import read_table
+from virft.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+IMAGE_COLUMNS = ("images", "image", "image_path")
+MISNAMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "problem": ("problems", "question", "prompt", "query", "instruction", "text"),
+        "solution": ("solutions", "answer", "answers", "label", "ground_truth", "gt"),
+        "image": ("img", "imgs", "picture", "image_paths", "image_file", "file_name", "path"),
+    }
+)
+"""Column -> names that people give it; used for hints only, never read."""
+
+SHOWN = 3
+"""How many bad rows an error names before it counts the rest."""
+
+
+def load_rows(name: str, split: str = "train", image_folder: str | Path | None = None) -> datasets.Dataset:
+    """Load and check training rows; no image is decoded, but every image's header is read.
+
+    Args:
+        name: a path or a Hub id, see :func:`virft.data.sources.read_table`.
+        split: for sources that have splits.
+        image_folder: where relative image paths start; by default beside the file that names them.
+
+    Returns:
+        A data set with ``problem`` and ``solution`` (str), ``images`` (list of undecoded images: dictionaries of
+        ``bytes`` and ``path``), ``image_sizes`` (list of [width, height] in pixels) and the source's other columns.
+
+    Raises:
+        UserError: missing file, empty set, wrong column, text that is missing, or an unreadable image, with the
+            number of the row (counted from 0).
+    """
+    from datasets import Dataset, DatasetInfo, Features, List, Value
+    from datasets import Image as ImageFeature
+    from datasets.table import InMemoryTable
+
+    table, features, folder = read_table(name, split)
+    if table.num_rows == 0:
+        raise UserError(f"{name}: the data set is empty")
+    _check_columns(table.column_names, name)
+    for column in ("problem", "solution"):
+        _check_text(table.column(column).to_pylist(), column, name)
+
+    image_column = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
+    start = Path(image_folder).expanduser() if image_folder is not None else folder
+    if image_folder is not None and not start.is_dir():
+        raise UserError(f"--image_folder {image_folder}: no such folder")
+    images = _image_lists(table, image_column, start, name)
+    sizes = _image_sizes(images, name)
+
+    import pyarrow as pa
+
+    kept = [c for c in table.column_names if c not in (*IMAGE_COLUMNS, "image_sizes")]
+    schema = (
+        Features({c: features[c] for c in kept})
+        if features is not None
+        else Features.from_arrow_schema(table.select(kept).schema)
+    )
+    schema["images"] = List(ImageFeature(decode=False))
+    schema["image_sizes"] = List(List(Value("int32")))
+    rows = table.select(kept).append_column("images", images)
+    rows = rows.append_column("image_sizes", pa.array(sizes, pa.list_(pa.list_(pa.int32()))))
+    return Dataset(InMemoryTable(rows), info=DatasetInfo(features=schema))
+
+
+def to_prompts(rows: datasets.Dataset, system: str | None = None) -> datasets.Dataset:
+    """Add ``prompt``, the conversation of a row in TRL's form; TRL puts the images before the user's text.
+
+    Args:
+        rows: from :func:`load_rows`.
+        system: an optional system message for every row.
+    """
+    from datasets import List, Value
+
+    opening = [{"role": "system", "content": system}] if system else []
+    contexts = rows["context"] if "context" in rows.column_names else [None] * len(rows)
+    prompts = [
+        [*opening, {"role": "user", "content": f"{problem}\n{context}" if context else problem}]
+        for problem, context in zip(rows["problem"], contexts, strict=True)
+    ]
+    if "prompt" in rows.column_names:
+        rows = rows.remove_columns("prompt")
+    return rows.add_column(
+        "prompt", prompts, feature=List({"role": Value("string"), "content": Value("string")})
+    )
+
+
+def target_text(row: Mapping[str, Any]) -> str:
+    """The reply that SFT teaches and that injection puts into a group.
+
+    It is the column ``completion`` where the row has one, else the solution behind a think block that holds the
+    column ``thinking``, or nothing: the prompts ask for both blocks.
+    """
+    if row.get("completion"):
+        return row["completion"]
+    return f"<think>{row.get('thinking') or ''}</think>{row['solution']}"
+
+
+def data_hash(rows: datasets.Dataset) -> str:
+    """Hex digest of the rows' words and image sizes: equal for equal data, wherever it lies."""
+    digest = hashlib.sha256()
+    for column in ("problem", "solution", "image_sizes"):
+        digest.update(repr(list(rows[column])).encode())
+    return digest.hexdigest()[:16]
+
+
+def named(numbers: Sequence[int]) -> str:
+    """ "row 3" or "rows 3, 7, 9 and 12 more"."""
+    shown = ", ".join(str(n) for n in numbers[:SHOWN])
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    for wanted in ("problem", "solution"):
+        if wanted not in columns:
+            meant = next((c for c in MISNAMED[wanted] if c in columns), None)
+            hint = f"; rename {meant!r} to {wanted!r}" if meant else f"; its columns are {', '.join(columns)}"
+            raise UserError(f"{name}: no column {wanted!r}{hint}")
+    present = [c for c in IMAGE_COLUMNS if c in columns]
+    if len(present) > 1:
+        raise UserError(f"{name}: columns {' and '.join(present)} both hold images; keep one of them")
+    meant = next((c for c in MISNAMED["image"] if c in columns), None)
+    if not present and meant:
+        raise UserError(
+            f"{name}: no column 'image'; rename {meant!r} to 'image' (or drop it for text-only rows)"
+        )
+
+
+def _check_text(values: Sequence[Any], column: str, name: str) -> None:
+    bad = [n for n, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
+    if bad:
+        raise UserError(f"{name}: {named(bad)}: {column!r} must be text, got {values[bad[0]]!r}")
+
+
+def _image_lists(table: pa.Table, column: str | None, folder: Path | None, name: str) -> pa.Array:
+    """The image column as lists of (bytes, path), without copying pixels where they stand in the table."""
+    import pyarrow as pa
+
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    if column is None:
+        return pa.array([[]] * table.num_rows, pa.list_(image))
+    values = table.column(column)
+    if pa.types.is_struct(values.type):
+        return pa.chunked_array([_wrap(chunk, image) for chunk in values.chunks], pa.list_(image))
+    if pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type):
+        return values.cast(pa.list_(image)).fill_null([])
+    rows = [[] if v in (None, "") else [v] if isinstance(v, str) else v for v in values.to_pylist()]
+    bad = [
+        n
+        for n, row in enumerate(rows)
+        if not isinstance(row, list) or any(not isinstance(v, str) for v in row)
+    ]
+    if bad:
+        raise UserError(
+            f"{name}: {named(bad)}: {column!r} must be a path or a list of paths, got {rows[bad[0]]!r}"
+        )
+    paths = [[{"bytes": None, "path": str((folder or Path()) / path)} for path in row] for row in rows]
+    return pa.array(paths, pa.list_(image))
+
+
+def _wrap(chunk: pa.StructArray, image: pa.DataType) -> pa.ListArray:
+    """A list of one image for each struct, of none for each null; the buffers are shared."""
+    import numpy as np
+    import pyarrow as pa
+
+    present = np.asarray(chunk.is_valid())
+    offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
+    values = chunk if present.all() else chunk.filter(pa.array(present))
+    return pa.ListArray.from_arrays(pa.array(offsets), values.cast(image))
+
+
+def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> list[list[list[int]]]:
+    """[width, height] of every image, from its header. Raises UserError for the first unreadable ones."""
+    from PIL import Image, UnidentifiedImageError
+
+    sizes, bad, first = [], [], ""
+    for number, row in enumerate(images):
+        found = []
+        for value in row.as_py() or ():
+            where = value["path"] or "(embedded)"
+            try:
+                source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else where
+                with Image.open(source) as opened:
+                    found.append(list(opened.size))
+            except FileNotFoundError:
+                bad.append(number)
+                first = (
+                    first
+                    or f"image {where} does not exist; paths start at the file's folder or --image_folder"
+                )
+            except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+                bad.append(number)
+                first = first or f"image {where} is unreadable ({type(error).__name__}: {error})"
+        sizes.append(found)
+    if bad:
+        raise UserError(f"{name}: {named(bad)}: {first}")
+    return sizes

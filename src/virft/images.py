@@ -1,0 +1,34 @@
+"""Opening images the one way in which training and inference see them: as RGB."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from virft.errors import UserError
+
+
+def open_rgb(source: str | Path | Mapping[str, Any] | Image.Image) -> Image.Image:
+    """An image decoded and converted to RGB (alpha is dropped, palettes and grey levels are expanded).
+
+    Args:
+        source: a path, a dictionary of ``bytes`` and ``path`` as a data set stores it, or an open image.
+
+    Raises:
+        UserError: the file is missing, damaged or no image; the message names it.
+    """
+    if isinstance(source, Image.Image):
+        return source if source.mode == "RGB" else source.convert("RGB")
+    path = source
+    if isinstance(source, Mapping):
+        path = source["path"] or "embedded image"
+        source = io.BytesIO(source["bytes"]) if source["bytes"] is not None else path
+    try:
+        with Image.open(source) as opened:
+            return opened.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} is unreadable ({type(error).__name__}: {error})") from error
