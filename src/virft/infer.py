@@ -1,0 +1,567 @@
+"""Answering samples on any number of devices, so that a killed run continues where it was.
+
+While it runs, each process appends its predictions, one JSON line each, to its own file in
+``<output>.partial``. Starting again reads these files and asks only what is missing, with any number of
+processes. At the end the lines become ``<output>`` (in the samples' order, by rename) and
+``<output stem>.meta.json`` says how they were made.
+
+One device: in this process. Several: one process each, either started here or, under ``torchrun``, its ranks
+(several nodes must see one file system: there the ranks' replies come together).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from virft.checkpoint import installed_versions
+from virft.engine import (
+    Engine,
+    UnreadableImage,
+    by_images,
+    check_decoding,
+    load_processor,
+    pick_device,
+    pick_dtype,
+    resolve_system,
+)
+from virft.errors import UserError
+from virft.files import replacing
+from virft.types import Prediction, Sample
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("transformers", "vllm")
+META_SUFFIX = ".meta.json"
+PARTIAL_SUFFIX = ".partial"
+POLL_SECONDS = 0.5
+LOCK_SECONDS = 15.0
+SPEED_ONLY = frozenset({"device", "batch_size", "processes", "skip_bad_images", "overwrite"})
+"""Settings that may differ between a run and its continuation."""
+
+PASSED_ON = (
+    "model_path",
+    "dtype",
+    "min_pixels",
+    "max_pixels",
+    "coordinates",
+    "system",
+    "batch_size",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+)
+"""Settings that every engine takes under the same name."""
+
+ReadReply = Callable[[str], str]
+"""From a reply to its reason code, "ok" where the task's reader could read it."""
+
+
+@dataclass
+class InferenceSettings:
+    """How a model is asked; every evaluation program has these flags."""
+
+    model_path: str = field(metadata={"help": "Checkpoint folder, LoRA adapter folder or Hub id."})
+    output: str = field(
+        default="predictions.jsonl",
+        metadata={"help": "Where the raw replies go; <output>.meta.json beside it states the protocol."},
+    )
+    engine: str = field(default="transformers", metadata={"help": "transformers or vllm."})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, mps."})
+    processes: int | None = field(
+        default=None, metadata={"help": "Processes; default one per visible GPU, one on a CPU."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "auto (bfloat16 on a GPU, float32 else) or a name."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Least area of a resized image; default: the checkpoint's."}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Greatest area of a resized image; default: the checkpoint's."}
+    )
+    coordinates: str = field(
+        default="auto",
+        metadata={"help": "norm1000 or abs_resized; auto takes the checkpoint's, else its family's."},
+    )
+    system: str | None = field(
+        default=None, metadata={"help": 'System prompt; default: the checkpoint\'s; "" for none.'}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Questions decoded together on one device."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Limit of a reply."})
+    temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
+    seed: int = field(default=0, metadata={"help": "Of the sampling, where the temperature is above 0."})
+    skip_bad_images: bool = field(
+        default=False,
+        metadata={"help": "Leave out and count images that cannot be read, instead of stopping."},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Throw away what stands at --output."})
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that was left out because its image cannot be read."""
+
+    id: str
+    reason: str
+
+
+def check(settings: InferenceSettings) -> None:
+    """Refuse settings out of range before data or weights load. Raises UserError naming the flag."""
+    if settings.engine not in ENGINES:
+        raise UserError(f"--engine {settings.engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    check_decoding(settings.batch_size, settings.max_new_tokens, settings.temperature)
+    if settings.processes is not None and settings.processes < 1:
+        raise UserError(f"--processes must be at least 1, got {settings.processes}")
+    pick_device(settings.device)
+
+
+def run(
+    samples: Sequence[Sample],
+    settings: InferenceSettings,
+    protocol: Mapping[str, Any] | None = None,
+    read: ReadReply | None = None,
+) -> list[Prediction]:
+    """Answer samples and write predictions and protocol; continue what an earlier run left unfinished.
+
+    Args:
+        samples: with ids that are unique.
+        settings: how; ``settings.output`` is the file to make.
+        protocol: what the caller wants stated in the meta file (candidates, categories, data hashes).
+        read: gives a reply's reason code; the meta file counts what was unreadable and why.
+
+    Returns:
+        Predictions in the samples' order, without skipped ones. Under torchrun on every rank.
+
+    Raises:
+        UserError: nothing to ask, doubled ids, an unreadable image, or earlier work made with other settings.
+    """
+    check(settings)
+    _check_samples(samples)
+    output = Path(settings.output)
+    rank, world = _torchrun_rank()
+    folder = output.with_name(output.name + PARTIAL_SUFFIX)
+    stamp = fingerprint(samples, settings)
+    if world > 1:
+        _meet()
+    finished = rank == 0 and _begin(output, folder, stamp, settings.overwrite)
+    if world > 1:
+        _meet()
+        finished = not folder.exists()
+    if not finished:
+        started = time.monotonic()
+        _answer_all(samples, settings, folder, rank, world)
+        if rank == 0:
+            _finish(samples, settings, folder, stamp, protocol or {}, read, time.monotonic() - started)
+        else:
+            _wait_until(lambda: not folder.exists())
+    return load_predictions(output)
+
+
+def load_predictions(path: str | Path) -> list[Prediction]:
+    """Read a ``predictions.jsonl``.
+
+    Raises:
+        UserError: no such file, or a line that is no prediction, with its number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"predictions {path}: no such file; make it with the inference program")
+    predictions = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                predictions.append(Prediction.from_json(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}, line {number}: not a prediction ({type(error).__name__}: {error}); "
+                    "it needs the fields id, reply and space"
+                ) from error
+    return predictions
+
+
+def meta_path(output: str | Path) -> Path:
+    """Where the protocol of a predictions file stands."""
+    output = Path(output)
+    return output.with_name(output.stem + META_SUFFIX)
+
+
+def load_meta(output: str | Path) -> dict[str, Any] | None:
+    """The protocol beside a predictions file, or None where there is none."""
+    path = meta_path(output)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def fingerprint(samples: Sequence[Sample], settings: InferenceSettings) -> dict[str, Any]:
+    """Everything that decides the replies: settings, the model's files and a hash of the samples."""
+    stamp = {k: v for k, v in dataclasses.asdict(settings).items() if _decides(settings, k)}
+    stamp["dtype"] = dtype_name(settings)
+    digest = hashlib.sha256()
+    for s in samples:
+        # A picture held in memory has no name: its id and prompt must do.
+        images = [str(i) if isinstance(i, str | Path) else "picture" for i in s.images]
+        digest.update(json.dumps([s.id, images, s.prompt, s.system]).encode())
+    stamp["samples"] = f"{len(samples)} samples, sha256 {digest.hexdigest()[:16]}"
+    stamp["model_files"] = _model_files(settings.model_path)
+    return stamp
+
+
+def dtype_name(settings: InferenceSettings) -> str:
+    """The data type that the settings resolve to on this machine, e.g. "bfloat16"."""
+    return str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
+
+
+def _decides(settings: InferenceSettings, name: str) -> bool:
+    own = {f.name for f in dataclasses.fields(InferenceSettings)}
+    if name not in own or name in SPEED_ONLY or name == "output":
+        return False
+    return name != "seed" or settings.temperature > 0
+
+
+def _model_files(model_path: str) -> str:
+    """Names, sizes and times of a model folder's files; a Hub id stands for itself."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return str(model_path)
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin"})
+    listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return "sha256 " + hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+
+
+def _check_samples(samples: Sequence[Sample]) -> None:
+    if not samples:
+        raise UserError("there is nothing to ask: no samples were chosen")
+    doubled = [i for i, n in Counter(s.id for s in samples).items() if n > 1]
+    if doubled:
+        raise UserError(f"{len(doubled)} sample ids occur more than once, the first is {doubled[0]!r}")
+
+
+def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool) -> bool:
+    """Make or check the folder of a run; True where ``output`` is already the finished run."""
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+        output.unlink(missing_ok=True)
+        meta_path(output).unlink(missing_ok=True)
+    elif output.exists():
+        meta = load_meta(output)
+        if meta is None or "fingerprint" not in meta:
+            raise UserError(
+                f"{output} exists and {meta_path(output).name} does not say how it was made; "
+                "choose another --output or --overwrite"
+            )
+        _compare(output, stamp, meta["fingerprint"])
+        shutil.rmtree(folder, ignore_errors=True)  # left by a kill after the last rename
+        log.warning("%s is complete; nothing to ask (--overwrite asks anew)", output)
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("rank-*.error"):
+        path.unlink()
+    known = folder / "settings.json"
+    if known.exists():
+        _compare(output, stamp, json.loads(known.read_text(encoding="utf-8")))
+    else:
+        with replacing(known) as temporary:
+            temporary.write_text(json.dumps(stamp, indent=1), encoding="utf-8")
+    return False
+
+
+def _compare(output: Path, stamp: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    differing = [k for k in stamp if k not in earlier or earlier[k] != stamp[k]]
+    if differing:
+        was = "; ".join(f"{k}: {earlier.get(k)!r} then, {stamp[k]!r} now" for k in differing)
+        raise UserError(
+            f"{output} holds replies made with other settings ({was}); "
+            "use the same settings to continue, another --output, or --overwrite to start anew"
+        )
+
+
+def _answer_all(
+    samples: Sequence[Sample], settings: InferenceSettings, folder: Path, rank: int, world: int
+) -> None:
+    """Return when every sample has a line in the folder (on rank 0) or this rank's have (elsewhere)."""
+    if world > 1:
+        bar = Progress(folder, len(samples)) if rank == 0 else None
+        _work(rank, world, samples, settings, folder, bar.poll if bar else None)
+        if bar:
+            _wait_until(bar.poll)
+            bar.close()
+        return
+    count = settings.processes or _default_processes(settings.device)
+    bar = Progress(folder, len(samples))
+    if count == 1:
+        _work(0, 1, samples, settings, folder, bar.poll)
+    else:
+        _spawn(count, samples, settings, folder, bar)
+    bar.poll(force=True)
+    bar.close()
+
+
+def _spawn(
+    count: int, samples: Sequence[Sample], settings: InferenceSettings, folder: Path, bar: Progress
+) -> None:
+    context = torch.multiprocessing.spawn(
+        _spawned, (count, list(samples), settings, folder), nprocs=count, join=False
+    )
+    try:
+        while not context.join(timeout=POLL_SECONDS):
+            bar.poll(force=True)
+    except torch.multiprocessing.ProcessExitedException as error:
+        # torch has ended the other processes; what they had written stays.
+        refused = sorted(folder.glob("rank-*.error"))
+        if not refused:
+            raise RuntimeError(
+                f"process {error.error_index} of {count} died ({error}); start again to continue"
+            ) from error
+        message = refused[0].read_text(encoding="utf-8")
+        for path in refused:
+            path.unlink()
+        raise UserError(message) from error
+
+
+def _spawned(
+    rank: int, count: int, samples: Sequence[Sample], settings: InferenceSettings, folder: Path
+) -> None:
+    """A process of :func:`_spawn`; a refusal travels to the parent as a file."""
+    transformers.utils.logging.disable_progress_bar()  # the parent shows one bar for all
+    if pick_device(settings.device).type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    try:
+        _work(rank, count, samples, settings, folder, None)
+    except UserError as error:
+        (folder / f"rank-{rank}.error").write_text(str(error), encoding="utf-8")
+        sys.exit(2)
+
+
+def _work(
+    rank: int,
+    world: int,
+    samples: Sequence[Sample],
+    settings: InferenceSettings,
+    folder: Path,
+    progressed: Callable[[], Any] | None,
+) -> None:
+    """Answer this rank's share: every ``world``-th group of samples about the same images, less what is done.
+
+    The share does not depend on what is done, so ranks that start at different moments never overlap.
+    """
+    mine = [s for group in by_images(samples)[rank::world] for s in group]
+    with _own_file(folder / f"rank-{rank}.jsonl") as file:
+        done = {entry.id for entry in read_entries(folder)}
+        mine = [s for s in mine if s.id not in done]
+        if not mine:
+            return
+
+        def write(entry: Prediction | Skipped) -> None:
+            line = (
+                entry.to_json() if isinstance(entry, Prediction) else {"skipped": dataclasses.asdict(entry)}
+            )
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+
+        def skip(sample: Sample, error: UnreadableImage) -> None:
+            write(Skipped(sample.id, str(error)))
+
+        engine = make_engine(settings, rank)
+        for prediction in engine.stream(mine, skip if settings.skip_bad_images else None):
+            write(prediction)
+            if progressed:
+                progressed()
+
+
+def make_engine(settings: InferenceSettings, rank: int = 0) -> Any:
+    """The engine of a rank: on CUDA the rank-th visible device, where no index was given."""
+    device = settings.device
+    if settings.engine == "transformers" and pick_device(device).type == "cuda" and ":" not in device:
+        local = int(os.environ.get("LOCAL_RANK", rank))
+        device = f"cuda:{local % torch.cuda.device_count()}"
+    kwargs = {name: getattr(settings, name) for name in PASSED_ON}
+    if settings.engine == "vllm":
+        from virft.vllm_engine import VLLMEngine
+
+        return VLLMEngine(**kwargs)
+    return Engine(device=device, attn_implementation=settings.attn_implementation, **kwargs)
+
+
+def read_entries(folder: Path) -> Iterator[Prediction | Skipped]:
+    """All complete lines of a run's folder.
+
+    A last line without its end is what a kill left: it is not yet an entry (its owner cuts it off).
+
+    Raises:
+        UserError: a complete line that cannot be read: something else wrote into the file.
+    """
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                entry = json.loads(line)
+                skipped = entry.get("skipped")
+                yield Skipped(**skipped) if skipped else Prediction.from_json(entry)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path}, line {number}, cannot be read; delete the line or start with --overwrite"
+                ) from error
+
+
+@contextmanager
+def _own_file(path: Path) -> Iterator[Any]:
+    """Open a rank's file for appending, alone, with a torn last line cut off.
+
+    Raises:
+        UserError: another process still writes to it.
+    """
+    with open(path, "a+b") as raw:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{path} is being written by another process; wait for that run or end it"
+                    ) from error
+                time.sleep(POLL_SECONDS)
+        raw.seek(0)
+        content = raw.read()
+        raw.truncate(content.rfind(b"\n") + 1)
+        with open(path, "a", encoding="utf-8") as file:
+            yield file
+
+
+class Progress:
+    """A bar with the time left over all ranks, counted from the lines in the run's folder."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total = folder, total
+        self.offsets: dict[Path, int] = {}
+        self.last = 0.0
+        self.done = 0
+        self._count()
+        # At a terminal several times a second, in a log file twice a minute.
+        interval = 0.2 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(total=total, initial=self.done, unit="question", mininterval=interval)
+
+    def poll(self, force: bool = False) -> bool:
+        """Show how far all ranks are; True where every sample has its line."""
+        if force or time.monotonic() - self.last > POLL_SECONDS:
+            self._count()
+            self.bar.update(self.done - self.bar.n)
+            self.last = time.monotonic()
+        return self.done >= self.total
+
+    def close(self) -> None:
+        """Show the last state and leave the bar standing."""
+        self.bar.close()
+
+    def _count(self) -> None:
+        for path in self.folder.glob("rank-*.jsonl"):
+            offset = self.offsets.get(path, 0)
+            with open(path, "rb") as file:
+                file.seek(offset)
+                new = file.read()
+            # A torn line is cut off later: only complete lines move the offset.
+            self.done += new.count(b"\n")
+            self.offsets[path] = offset + new.rfind(b"\n") + 1
+
+
+def _finish(
+    samples: Sequence[Sample],
+    settings: InferenceSettings,
+    folder: Path,
+    stamp: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    read: ReadReply | None,
+    seconds: float,
+) -> None:
+    """Put the ranks' lines together; nothing may be missing or doubled."""
+    entries: dict[str, Prediction | Skipped] = {}
+    for entry in read_entries(folder):
+        entries.setdefault(entry.id, entry)
+    missing = [s.id for s in samples if s.id not in entries]
+    if missing:
+        raise UserError(f"{len(missing)} samples have no reply, the first is {missing[0]!r}; start again")
+    ordered = [entries[s.id] for s in samples]
+    predictions = [e for e in ordered if isinstance(e, Prediction)]
+    skipped = [e for e in ordered if isinstance(e, Skipped)]
+    meta = {
+        **protocol,
+        **_statement(settings, predictions),
+        "questions": len(samples),
+        "skipped_images": [dataclasses.asdict(e) for e in skipped],
+        "truncated_replies": sum(p.truncated for p in predictions),
+        "unreadable": None if read is None else dict(_unreadable(predictions, read)),
+        "seconds": round(seconds, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": dict(stamp),
+    }
+    output = Path(settings.output)
+    with replacing(meta_path(output)) as temporary:
+        temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+    shutil.rmtree(folder)
+
+
+def _statement(settings: InferenceSettings, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The part of the protocol that the machinery knows."""
+    size = load_processor(settings.model_path, settings.min_pixels, settings.max_pixels).image_processor.size
+    return {
+        "model_path": str(settings.model_path),
+        "engine": settings.engine,
+        "dtype": dtype_name(settings),
+        "attn_implementation": settings.attn_implementation,
+        "min_pixels": size["shortest_edge"],
+        "max_pixels": size["longest_edge"],
+        "system": resolve_system(settings.model_path, settings.system),
+        "coordinates": predictions[0].space if predictions else settings.coordinates,
+        "decoding": {
+            "temperature": settings.temperature,
+            "greedy": settings.temperature == 0,
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed if settings.temperature else None,
+        },
+        "versions": {"python": sys.version.split()[0], **installed_versions()},
+    }
+
+
+def _unreadable(predictions: Sequence[Prediction], read: ReadReply) -> Counter[str]:
+    return Counter(code for p in predictions if (code := read(p.reply)) != "ok")
+
+
+def _default_processes(device: str) -> int:
+    chosen = pick_device(device)
+    return torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 1
+
+
+def _torchrun_rank() -> tuple[int, int]:
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _meet() -> None:
+    """Wait for all ranks of torchrun."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(POLL_SECONDS)
