@@ -7,7 +7,7 @@ sizes; the task is to find the digit that is asked for, or to name it. Every sca
 
 A folder written by :func:`write` holds, for each split::
 
-    <split>.jsonl   training rows: id, image (path relative to the file), problem, solution, reply
+    <split>.jsonl   training rows: id, image (path relative to the file), problem, solution, completion
     <split>.json    COCO annotations of the same images (detection; file names relative to the folder)
     <split>/        the images; for classification one folder per class, as torchvision's ImageFolder reads
     digits.json     what the folder was made from
@@ -84,8 +84,8 @@ class Scenes:
         noise: deviation of the canvas's grey noise, 1 is full scale.
         ramp: red grows with x and blue with y by this much: a model whose vision knows places only through
             rotary embeddings learns where things are some ninety steps sooner.
-        confidence: (least, most) confidence in the column ``reply``, drawn uniformly from the tenths between
-            them. A model warmed up on many confidences explores them; (0.9, 0.9) is a constant.
+        confidence: (least, most) confidence in the column ``completion``, drawn uniformly from the tenths
+            between them. A model warmed up on many confidences explores them; (0.9, 0.9) is a constant.
     """
 
     count: int
@@ -259,7 +259,7 @@ def answer(boxes: Sequence[Sequence[float]], confidences: Sequence[str]) -> str:
 
 
 def _texts(scenes: Scenes, index: int, scene: Scene) -> dict[str, str]:
-    """The row's problem, its solution, and a whole reply for supervised fine-tuning."""
+    """The row's problem, its solution, and the whole reply that supervised fine-tuning teaches."""
     name = NAMES[scene.digit]
     if scenes.task == "classification":
         problem, solution, replied = prompts.classification(*CLASSIFICATION_SUBJECT), name, name
@@ -274,7 +274,7 @@ def _texts(scenes: Scenes, index: int, scene: Scene) -> dict[str, str]:
     return {
         "problem": problem,
         "solution": f"<answer>{solution}</answer>",
-        "reply": f"<think>{thought}</think><answer>{replied}</answer>",
+        "completion": f"<think>{thought}</think><answer>{replied}</answer>",
     }
 
 

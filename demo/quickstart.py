@@ -1,0 +1,435 @@
+"""The quick start: a tiny Qwen2-VL learns to find handwritten digits, on a CPU, in minutes.
+
+    bash scripts/quickstart.sh                    # installs, then runs this program
+    python demo/quickstart.py --seed 1            # another model, other training scenes, the same examination
+    python demo/quickstart.py --seeds 0 1 2       # three runs and one table
+    python demo/quickstart.py --short             # every stage once, in a minute or two; learns nothing
+
+Every stage runs the program that would train or evaluate a real model and prints the command. Run it again
+after an interruption: it continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import report
+from stages import Journal, Stage, StageFailed, say
+
+from virft.data.digits import NAMES, THOUGHTS, Scenes
+from virft.data.digits import write as write_digits
+from virft.errors import UserError
+from virft.files import replacing
+from virft.types import Prediction
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMINATION_SEED = 1000
+"""Of the validation and held-out scenes: every run sits the same examination."""
+REWARD_CURVES = {
+    "IoU reward (boxes)": "rewards/accuracy_iou/mean",
+    "confidence reward": "rewards/accuracy_confidence/mean",
+    "format reward": "rewards/format/mean",
+}
+"""Title of a panel -> key in the trainer's log."""
+VERSIONS = ("virft", "torch", "transformers", "trl", "accelerate", "scikit-learn", "faster-coco-eval")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the quick start. Measured figures behind them stand in demo/README.md.
+
+    Attributes:
+        warmup_scenes, rows, validation, heldout: scenes of each split; ``rows`` are GRPO's and its rival's.
+        warmup_batch, warmup_lr, warmup_rise: completions a step, learning rate, steps to reach it.
+        warmup_steps, warmup_more, warmup_most: steps at first, further steps a round, and the limit.
+        enough: mean IoU on validation scenes at which the warm-up ends, so that something is left to learn.
+        sft_steps, sft_batch, sft_lr: the rival, supervised fine-tuning on GRPO's rows.
+        grpo_steps, prompts, group, grpo_lr: GRPO's steps, prompts a step, completions a prompt, first rate.
+        tokens: the longest completion.
+        answering: questions a batch when the model is examined.
+    """
+
+    warmup_scenes: int = 4000
+    rows: int = 160
+    validation: int = 128
+    heldout: int = 600
+    warmup_batch: int = 64
+    warmup_lr: float = 1e-3
+    warmup_rise: int = 50
+    warmup_steps: int = 300
+    warmup_more: int = 50
+    warmup_most: int = 600
+    enough: float = 0.55
+    sft_steps: int = 150
+    sft_batch: int = 64
+    sft_lr: float = 1e-5
+    grpo_steps: int = 150
+    prompts: int = 16
+    group: int = 8
+    grpo_lr: float = 3e-5
+    tokens: int = 48
+    answering: int = 64
+
+
+SHORT = Recipe(
+    warmup_scenes=64,
+    rows=16,
+    validation=8,
+    heldout=20,
+    warmup_batch=16,
+    warmup_rise=2,
+    warmup_steps=6,
+    warmup_more=2,
+    warmup_most=8,
+    sft_steps=2,
+    sft_batch=8,
+    grpo_steps=3,
+    prompts=4,
+    group=4,
+)
+"""Touches every stage; the numbers that come out mean nothing."""
+
+PLAN = (
+    Stage(
+        "digits", "Scenes of handwritten digits", "COCO annotations and training rows, from real scans", 12
+    ),
+    Stage("model", "A tiny Qwen2-VL", "the real architecture and processor, 1.2 million random weights", 5),
+    Stage(
+        "warmup",
+        "Warm-up with supervised fine-tuning",
+        "GRPO sharpens what a model can do by chance: this one must first learn to answer at all",
+        110,
+    ),
+    Stage(
+        "base", "Examination of the warm-up", "the number to beat, on scans that no training ever sees", 20
+    ),
+    Stage("sft", "The rival: SFT goes on", "the same rows that GRPO gets, with exact boxes to imitate", 60),
+    Stage(
+        "grpo", "GRPO", "no reply to imitate: sample 8 replies a scene, reward each, prefer the better", 130
+    ),
+    Stage("examination", "Examination of both", "the same scenes, program and scorer for everybody", 35),
+    Stage("report", "Table and pictures", "what was gained, and whether it is more than chance", 3),
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the programs run: how many processes a training has, and the flags that say so."""
+
+    processes: int
+    cuda: bool
+
+    @classmethod
+    def found(cls) -> Machine:
+        """One process on a GPU where torch sees one, else two on the CPU."""
+        import torch
+
+        return cls(1, True) if torch.cuda.is_available() else cls(2, False)
+
+    def train(self, program: str, *flags: Any) -> list[str]:
+        """The command of a training program."""
+        torchrun = Path(sys.executable).with_name("torchrun")
+        start = [str(torchrun)] if torchrun.exists() else [sys.executable, "-m", "torch.distributed.run"]
+        command = [
+            *start,
+            "--standalone",
+            f"--nproc_per_node={self.processes}",
+            str(ROOT / "src/virft" / program),
+        ]
+        precision = ["--bf16", "false", "--gradient_checkpointing", "false"]
+        where = [] if self.cuda else ["--use_cpu", "true"]
+        return [*command, *map(str, flags), *precision, *where]
+
+    def per_process(self, count: int) -> int:
+        """The share of one process of ``count`` prompts or rows a step."""
+        return count // self.processes
+
+
+class QuickStart:
+    """One run: its folder, its seed, its recipe."""
+
+    def __init__(self, folder: Path, seed: int, recipe: Recipe, machine: Machine) -> None:
+        self.folder, self.seed, self.recipe, self.machine = folder, seed, recipe, machine
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            # Several processes with several threads each fight for the cores: six times slower on four.
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.journal = Journal(folder, PLAN, ROOT, environment)
+        self.digits = folder / "digits"
+
+    def run(self) -> dict[str, Any]:
+        """All stages; what ``results.json`` holds. Raises StageFailed, UserError."""
+        with self.journal.opened():
+            self.make_digits()
+            self.build_model()
+            self.warm_up()
+            self.examine_base()
+            self.go_on_with_sft()
+            self.grpo()
+            self.examine_both()
+            return self.report()
+
+    def make_digits(self) -> None:
+        """The scenes of all splits."""
+        r = self.recipe
+        splits = {
+            "warmup": Scenes(r.warmup_scenes, "warmup", self.seed, confidence=(0.1, 0.9)),
+            "validation": Scenes(r.validation, "validation", EXAMINATION_SEED),
+            "train": Scenes(r.rows, "train", self.seed),
+            "heldout": Scenes(r.heldout, "heldout", EXAMINATION_SEED),
+        }
+        folder, done = self.journal.stage("digits", {k: asdict(v) for k, v in splits.items()})
+        if done is None:
+            write_digits(folder, splits, self.journal.count(sum(s.count for s in splits.values())))
+            self.journal.finish()
+
+    def build_model(self) -> None:
+        """The randomly initialised model and its processor."""
+        folder, done = self.journal.stage("model", {"seed": self.seed})
+        if done is None:
+            from virft import tiny
+
+            tiny.build(folder, seed=self.seed, words=NAMES, thoughts=[THOUGHTS["detection"]], **tiny.LEARNER)
+            self.journal.finish()
+
+    def warm_up(self) -> None:
+        """SFT on the warm-up scenes, in rounds, until it is good enough on the validation scenes."""
+        r = self.recipe
+        settings = {k: v for k, v in asdict(r).items() if k.startswith("warmup") or k == "enough"}
+        folder, done = self.journal.stage("warmup", settings)
+        if done is not None:
+            return
+        steps = r.warmup_steps
+        while True:
+            self._sft("model", "warmup", "warmup", steps, r.warmup_batch, r.warmup_lr, r.warmup_rise)
+            reached = self._examine("warmup", "validation")["mean_iou"]
+            say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes after {steps} steps\n")
+            if reached >= r.enough or steps >= r.warmup_most:
+                break
+            steps += r.warmup_more
+        self.journal.finish({"steps": steps, "validation_mean_iou": reached})
+
+    def examine_base(self) -> None:
+        """The warm-up's numbers."""
+        _, done = self.journal.stage("base", {"heldout": self.recipe.heldout})
+        if done is None:
+            self.journal.finish(self._examine("warmup", "heldout"))
+
+    def go_on_with_sft(self) -> None:
+        """SFT from the warm-up on the rows that GRPO gets."""
+        r = self.recipe
+        settings = {"steps": r.sft_steps, "batch": r.sft_batch, "lr": r.sft_lr}
+        _, done = self.journal.stage("sft", settings)
+        if done is None:
+            self._sft("warmup", "sft", "train", r.sft_steps, r.sft_batch, r.sft_lr, 0)
+            self.journal.finish()
+
+    def grpo(self) -> None:
+        """GRPO from the warm-up."""
+        r, machine = self.recipe, self.machine
+        settings = {"steps": r.grpo_steps, "prompts": r.prompts, "group": r.group, "lr": r.grpo_lr}
+        folder, done = self.journal.stage("grpo", settings)
+        if done is not None:
+            return
+        command = machine.train(
+            "grpo.py",
+            *("--model_name_or_path", self.folder / "warmup"),
+            *("--dataset_name", self.digits / "train.jsonl"),
+            *("--output_dir", folder),
+            *("--task", "detection", "--max_steps", r.grpo_steps, "--learning_rate", r.grpo_lr),
+            *("--per_device_train_batch_size", machine.per_process(r.prompts), "--num_generations", r.group),
+            *("--max_completion_length", r.tokens, "--beta", 0, "--adam_beta2", 0.98, "--warmup_steps", 2),
+            *("--logging_steps", 1, "--save_steps", 25, "--save_total_limit", 1),
+            *("--report_to", "none", "--seed", self.seed),
+            *self._resume(folder),
+        )
+        watch = {
+            label.split(" (")[0]: rf"{key}'?: '?([0-9.]+)" for label, key in list(REWARD_CURVES.items())[:2]
+        }
+        self.journal.run(command, "grpo", r.grpo_steps, watch=watch)
+        self.journal.finish()
+
+    def examine_both(self) -> None:
+        """The rival's and GRPO's numbers."""
+        _, done = self.journal.stage("examination", {"heldout": self.recipe.heldout})
+        if done is None:
+            self.journal.finish({name: self._examine(name, "heldout", 0.5) for name in ("sft", "grpo")})
+
+    def report(self) -> dict[str, Any]:
+        """Table, ``results.json`` and pictures, made anew every time: they cost seconds."""
+        self.journal.stage("report", {})
+        models = {"base": "warmup", "sft": "sft", "grpo": "grpo"}
+        scenes = {name: self._replies(model, "heldout") for name, model in models.items()}
+        ious = {name: [scene.iou for scene in replied] for name, replied in scenes.items()}
+        numbers = {name: self._numbers(model, "heldout") for name, model in models.items()}
+        pairs = (("grpo", "base"), ("sft", "base"), ("grpo", "sft"))
+        results = {
+            **numbers,
+            "seed": self.seed,
+            "gain": {f"{a}_over_{b}": report.gain(ious[b], ious[a]) for a, b in pairs},
+            "scenes": self.recipe.heldout,
+            "recipe": asdict(self.recipe),
+            "device": "cuda" if self.machine.cuda else "cpu",
+            "seconds": self.journal.seconds(),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in VERSIONS},
+        }
+        with replacing(self.folder / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        history = json.loads((self.folder / "grpo" / "trainer_state.json").read_text())["log_history"]
+        report.draw_rewards(history, REWARD_CURVES, self.folder / "rewards.png")
+        report.draw_comparison(results, ious, self.folder / "comparison.png")
+        report.draw_scenes(scenes["base"], scenes["grpo"], self.folder / "before_and_after.png")
+        self.journal.finish()
+        return results
+
+    def _sft(self, start: str, name: str, split: str, steps: int, batch: int, rate: float, rise: int) -> None:
+        """Run sft.py from the model ``start`` into the folder ``name``; a checkpoint in there is continued."""
+        folder = self.folder / name
+        command = self.machine.train(
+            "sft.py",
+            *("--model_name_or_path", self.folder / start),
+            *("--dataset_name", self.digits / f"{split}.jsonl"),
+            *("--output_dir", folder),
+            *("--max_steps", steps, "--learning_rate", rate),
+            *("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", rise),
+            *("--per_device_train_batch_size", self.machine.per_process(batch), "--adam_beta2", 0.98),
+            *("--logging_steps", 10, "--save_steps", 50, "--save_total_limit", 1),
+            *("--report_to", "none", "--seed", self.seed),
+            *self._resume(folder),
+        )
+        self.journal.run(command, name, steps, share=0.9, watch={"loss": r"'loss'?: '?([0-9.]+)"})
+
+    @staticmethod
+    def _resume(folder: Path) -> list[str]:
+        return ["--resume_from_checkpoint", "true"] if any(folder.glob("checkpoint-*")) else []
+
+    def _examine(self, model: str, split: str, share: float = 1.0) -> dict[str, Any]:
+        """Ask a model about every scene of a split and score its replies, with the COCO programs."""
+        annotations, answers = self.digits / f"{split}.json", self._answers(model, split)
+        infere = [
+            *(sys.executable, ROOT / "coco_evaluation" / "Qwen2_VL_coco_infere.py"),
+            *("--model_path", self.folder / model, "--annotations", annotations),
+            *("--image_folder", self.digits, "--candidates", "ground_truth", "--categories", "all"),
+            *("--output", answers, "--batch_size", str(self.recipe.answering)),
+            *("--max_new_tokens", str(self.recipe.tokens)),
+        ]
+        questions = len(json.loads(annotations.read_text())["images"])
+        self.journal.run(infere, f"{model}-{split}", questions, share=0.9 * share)
+        score = [
+            *(sys.executable, ROOT / "coco_evaluation" / "coco_evaluation.py"),
+            *("--annotations", annotations, "--predictions", answers / "predictions.jsonl"),
+            *("--output", answers / "scores.json"),
+        ]
+        self.journal.run(score, f"{model}-{split}-score", 1, share=0.1 * share)
+        return self._numbers(model, split)
+
+    def _answers(self, model: str, split: str) -> Path:
+        return self.folder / "answers" / f"{model}-{split}"
+
+    def _replies(self, model: str, split: str) -> list[report.Replied]:
+        lines = (self._answers(model, split) / "predictions.jsonl").read_text().splitlines()
+        predictions = [Prediction.from_json(line) for line in map(json.loads, lines) if "reply" in line]
+        return report.replies(predictions, self.digits / f"{split}.json")
+
+    def _numbers(self, model: str, split: str) -> dict[str, Any]:
+        """The four numbers of a contestant."""
+        scores = json.loads((self._answers(model, split) / "scores.json").read_text())
+        scenes = self._replies(model, split)
+        return {
+            "mean_iou": sum(scene.iou for scene in scenes) / len(scenes),
+            "map": scores["AP"],
+            "ap50": scores["AP50"],
+            "unreadable": sum(not scene.readable for scene in scenes),
+        }
+
+
+def run_seed(folder: Path, seed: int, recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """One run and what it shows at its end."""
+    results = QuickStart(folder, seed, recipe, machine).run()
+    say(f"\n{report.table(results)}\n\n{report.verdict(results)}\n")
+    if recipe == SHORT:
+        say("This was the short mode: it shows that every stage works, the numbers mean nothing.\n")
+    return results
+
+
+def epilogue(folder: Path) -> str:
+    """Where things are and what to try next."""
+    here = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    return f"""
+Look at
+    {here}/before_and_after.png    held-out scenes with true and predicted boxes, before and after GRPO
+    {here}/rewards.png             what GRPO was paid, each reward apart
+    {here}/comparison.png          warm-up, SFT and GRPO side by side
+    {here}/results.json            the numbers;  {here}/logs: all that the programs said
+
+Next
+    python demo/quickstart.py --seeds 0 1 2     is it luck? three models, one table
+    the commands above, with your own rows: README.md, "Your own data" and "Your own reward"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "quickstart", help="folder (quickstart)")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, help="of weights, training scenes and sampling (0)")
+    seeds.add_argument(
+        "--seeds", type=int, nargs="+", help="several runs, each in a folder seed-N of --output"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="touch every stage in a minute or two; learns nothing"
+    )
+    flags = parser.parse_args(arguments)
+    output = flags.output.expanduser().resolve()
+    recipe = SHORT if flags.short else Recipe()
+    # A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        machine = Machine.found()
+        place = "one GPU" if machine.cuda else f"{machine.processes} processes on {os.cpu_count()} CPU cores"
+        say(f"virft quick start: {place}, results in {output}\n")
+        if not flags.seeds:
+            run_seed(output, flags.seed, recipe, machine)
+            say(epilogue(output))
+            return 0
+        runs = []
+        for seed in flags.seeds:
+            say(f"\n=== seed {seed} ===\n")
+            runs.append(run_seed(output / f"seed-{seed}", seed, recipe, machine))
+        table = report.seeds_table(runs)
+        with replacing(output / "seeds.md") as temporary:
+            temporary.write_text(table + "\n")
+        say(f"\nHeld-out mean IoU / mAP of each seed (also in {output / 'seeds.md'}):\n\n{table}\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except StageFailed as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        say("\nInterrupted. Run the same command again: it continues from here.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""What the quick start shows at its end: numbers with their intervals, a table, and three pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from virft.boxes import convert, greedy_match
+from virft.files import replacing
+from virft.parsing import parse_detections
+from virft.types import Box, Prediction
+
+TITLES = {"base": "warm-up", "sft": "+ SFT, same rows", "grpo": "+ GRPO, same rows"}
+"""Contestant -> its name in the table and the pictures."""
+COLOURS = {"base": "#8a8f98", "sft": "#d9822b", "grpo": "#1f6fb2"}
+TRUE, PREDICTED = "#2ca02c", "#d62728"
+COLUMNS = {"mean_iou": "mean IoU", "map": "mAP", "ap50": "AP50", "unreadable": "unreadable"}
+RESAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A scene's image file, its true boxes and a model's answer; all boxes in pixels of the image."""
+
+    image: Path
+    category: str
+    truths: tuple[Box, ...]
+    found: tuple[Box, ...]
+    confidences: tuple[float | None, ...]
+    readable: bool
+
+    @property
+    def iou(self) -> float:
+        """Sum of the matched overlaps / the larger of the two counts; 1 where both are empty, in [0, 1]."""
+        most = max(len(self.truths), len(self.found))
+        if not most:
+            return 1.0 if self.readable else 0.0
+        return sum(overlap for _, overlap in greedy_match(self.found, self.truths, 0.0)) / most
+
+
+def replies(predictions: Sequence[Prediction], annotations: Path) -> list[Replied]:
+    """Set a model's replies beside the truth, in the order of the annotation file's images.
+
+    Args:
+        predictions: one for each image, with ``image_id`` and ``category_id`` in ``meta``.
+        annotations: COCO annotations; image files stand relative to the file.
+
+    Raises:
+        ValueError: an image without a prediction.
+    """
+    coco = json.loads(annotations.read_text())
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    by_image = {prediction.meta["image_id"]: prediction for prediction in predictions}
+    truths: dict[int, list[Box]] = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        truths[annotation["image_id"]].append(convert(annotation["bbox"], "xywh", "pixels", (1, 1)))
+    together = []
+    for image in coco["images"]:
+        if image["id"] not in by_image:
+            raise ValueError(f"no prediction for image {image['id']} of {annotations}")
+        prediction = by_image[image["id"]]
+        parsed = parse_detections(prediction.reply)
+        found = sorted(parsed.value or (), key=lambda d: -1.0 if d.score is None else d.score, reverse=True)
+        size = (image["width"], image["height"])
+        together.append(
+            Replied(
+                image=annotations.parent / image["file_name"],
+                category=names[prediction.meta["category_id"]],
+                truths=tuple(truths[image["id"]]),
+                found=tuple(
+                    convert(d.box, prediction.space, "pixels", size, prediction.model_size) for d in found
+                ),
+                confidences=tuple(d.score for d in found),
+                readable=parsed.ok,
+            )
+        )
+    return together
+
+
+def gain(before: Sequence[float], after: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """Mean gain of ``after`` over ``before``, with the 95 % interval of a paired bootstrap over scenes.
+
+    Args:
+        before, after: one number for each scene, in the same order.
+        seed: of the resampling.
+    """
+    differences = np.asarray(after) - np.asarray(before)
+    rng = np.random.default_rng(seed)
+    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean_iou": float(differences.mean()), "interval": [float(low), float(high)]}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The table of one run, and what the interval says, as text."""
+    widths = [max(len(title) for title in TITLES.values()), *(max(8, len(c)) for c in COLUMNS.values())]
+    head = [f"{'':{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(COLUMNS.values(), widths[1:], strict=True))]
+    lines = ["  ".join(head)]
+    for name, title in TITLES.items():
+        numbers = [
+            f"{results[name][key]:>{width}.3f}" if key != "unreadable" else f"{results[name][key]:>{width}d}"
+            for key, width in zip(COLUMNS, widths[1:], strict=True)
+        ]
+        lines.append("  ".join([f"{title:{widths[0]}}", *numbers]))
+    return "\n".join(lines)
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """The gains over the warm-up in words, with their intervals."""
+    lines = []
+    for name in ("grpo", "sft"):
+        change = results["gain"][f"{name}_over_base"]
+        low, high = change["interval"]
+        said = "a real gain" if low > 0 else "a real loss" if high < 0 else "no difference that counts"
+        lines.append(
+            f"{name.upper():4} over the warm-up: mean IoU {change['mean_iou']:+.3f}, "
+            f"95 % interval over scenes [{low:+.3f}, {high:+.3f}]: {said}."
+        )
+    return "\n".join(lines)
+
+
+def seeds_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The table of several runs in Markdown: mean IoU / mAP of each contestant, and the gain of GRPO."""
+    lines = [
+        "| seed | " + " | ".join(TITLES.values()) + " | GRPO over warm-up, 95 % interval |",
+        "|---" * (len(TITLES) + 2) + "|",
+    ]
+    for run in runs:
+        cells = [f"{run[name]['mean_iou']:.3f} / {run[name]['map']:.3f}" for name in TITLES]
+        change = run["gain"]["grpo_over_base"]
+        low, high = change["interval"]
+        cells.append(f"{change['mean_iou']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {run['seed']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_rewards(history: Sequence[Mapping[str, Any]], keys: Mapping[str, str], path: Path) -> None:
+    """Curves of GRPO's rewards, each in a panel of its own.
+
+    Apart, because their sum misleads: the confidence reward alone also rises when a policy loses its boxes
+    and says so.
+
+    Args:
+        history: the trainer's log: dictionaries with ``step``.
+        keys: title of a panel -> key of a reward's mean.
+        path: the PNG file to write.
+    """
+    figure = Figure(figsize=(4.2 * len(keys), 3.4), layout="constrained")
+    for axes, (title, key) in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys.items(), strict=True):
+        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, color=COLOURS["grpo"], alpha=0.35, linewidth=1)
+            axes.plot(steps, _smooth(values), color=COLOURS["grpo"], linewidth=2)
+        axes.set(title=title, xlabel="GRPO step", ylabel="mean over sampled replies")
+        axes.grid(alpha=0.3)
+    figure.suptitle("Rewards while GRPO trains")
+    _save(figure, path)
+
+
+def _smooth(values: Sequence[float], span: int = 9) -> np.ndarray:
+    """Centred running mean over at most ``span`` values; shorter at the ends."""
+    half = span // 2
+    return np.array([np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def draw_comparison(results: Mapping[str, Any], ious: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Bars of mean IoU (with the 95 % interval over scenes), mAP and AP50 for the three contestants."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    keys = [key for key in COLUMNS if key != "unreadable"]
+    for place, (name, title) in enumerate(TITLES.items()):
+        values = [results[name][key] for key in keys]
+        across = np.arange(len(keys)) + (place - 1) * 0.27
+        bars = axes.bar(across, values, width=0.25, color=COLOURS[name], label=title)
+        axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=9)
+        low, high = gain([0.0] * len(ious[name]), ious[name])["interval"]
+        spread = [[values[0] - low], [high - values[0]]]
+        axes.errorbar(across[:1], values[:1], spread, color="black", capsize=3, linewidth=1)
+    axes.set_xticks(range(len(keys)), [COLUMNS[key] for key in keys])
+    axes.set(
+        ylim=(0, 1.08), title=f"{results['scenes']} held-out scenes, greedy answers, seed {results['seed']}"
+    )
+    axes.legend(ncols=3, loc="upper center", fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def draw_scenes(before: Sequence[Replied], after: Sequence[Replied], path: Path, count: int = 10) -> None:
+    """The first ``count`` scenes twice, warm-up above and GRPO below, with true and predicted boxes."""
+    count = min(count, len(before))
+    figure = Figure(figsize=(1.75 * count, 4.4), layout="constrained")
+    grid = figure.subplots(2, count, squeeze=False)
+    for row, (title, scenes) in enumerate(((TITLES["base"], before), (TITLES["grpo"], after))):
+        for axes, scene in zip(grid[row], scenes[:count], strict=False):
+            _draw_scene(axes, scene)
+        grid[row][0].set_ylabel(title, fontsize=10)
+    figure.suptitle(
+        f"The first {count} held-out scenes, not chosen: green is true, red is predicted with its confidence",
+        fontsize=11,
+    )
+    _save(figure, path)
+
+
+def _draw_scene(axes: Any, scene: Replied) -> None:
+    with Image.open(scene.image) as image:
+        axes.imshow(np.asarray(image.convert("RGB")))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"{scene.category}: IoU {scene.iou:.2f}", fontsize=9)
+    for boxes, colour in ((scene.truths, TRUE), (scene.found, PREDICTED)):
+        for x1, y1, x2, y2 in boxes:
+            xs, ys = [x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1]
+            axes.plot([x - 0.5 for x in xs], [y - 0.5 for y in ys], color=colour, linewidth=2)
+    for box, confidence in zip(scene.found, scene.confidences, strict=True):
+        if confidence is not None:
+            axes.text(box.x1, box.y1 - 1, f"{confidence:.2f}", color="white", fontsize=7, clip_on=True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")

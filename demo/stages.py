@@ -1,0 +1,323 @@
+"""Stages of a long program: each is done once, shown while it runs, and continued after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from virft.errors import UserError
+from virft.files import replacing
+
+WIDTH = 24
+"""Characters of a progress bar."""
+QUIET_SECONDS = 20.0
+"""Where the output is no terminal, a line of progress every so many seconds."""
+STEPS = re.compile(r"(\d+)/(\d+) \[")
+"""The count in a tqdm bar, which is what every program here draws."""
+
+
+class StageFailed(RuntimeError):
+    """A program that a stage ran ended with an error. The message holds the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the plan.
+
+    Attributes:
+        name: of its folder and of its marker.
+        title: what the reader sees.
+        why: one line: what it is for.
+        cost: seconds that it takes on four cores; only the shares matter, for the time left.
+    """
+
+    name: str
+    title: str
+    why: str
+    cost: float
+
+
+@dataclass
+class Journal:
+    """Runs a plan in a folder and remembers, in the folder ``stages``, what is done.
+
+    A stage's key is a digest of its settings and of the key of the stage before it. A stage is skipped when
+    its marker bears that key and says done, continued when it was begun with that key, else begun anew.
+    """
+
+    folder: Path
+    plan: Sequence[Stage]
+    root: Path
+    environment: Mapping[str, str]
+    lock: IO[str] | None = None
+    _number: int = 0
+    _key: str = ""
+    _spent: float = 0.0
+    _expected: float = 0.0
+    _started: float = 0.0
+    _earlier: float = 0.0
+
+    @contextmanager
+    def opened(self) -> Iterator[Journal]:
+        """Hold the folder for this program and what it starts. Raises UserError when another one has it."""
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "w") as self.lock:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another run is at work in {self.folder}: wait for it, or give this one another --output"
+                ) from None
+            yield self
+
+    def stage(self, name: str, settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
+        """Announce the next stage of the plan.
+
+        Returns:
+            The stage's folder, and what :meth:`finish` recorded when it is done already, else None.
+        """
+        stage = self.plan[self._number]
+        if stage.name != name:
+            raise ValueError(f"the plan's next stage is {stage.name}, not {name}")
+        self._number += 1
+        body = json.dumps([self._key, name, settings], sort_keys=True, default=str)
+        self._key = hashlib.sha256(body.encode()).hexdigest()
+        say(f"\n[{self._number} of {len(self.plan)}] {stage.title}\n    {stage.why}\n")
+        folder, marker = self.folder / name, self.folder / "stages" / f"{name}.json"
+        recorded = json.loads(marker.read_text()) if marker.is_file() else {}
+        if recorded.get("key") == self._key and recorded["done"]:
+            say(f"    done before, in {clock(recorded['seconds'])}\n")
+            return folder, recorded["result"]
+        if recorded.get("key") != self._key:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._record(marker, {"done": False, "seconds": 0.0})
+        elif folder.exists():
+            say("    continuing where it was interrupted\n")
+        self._started, self._earlier = time.monotonic(), recorded.get("seconds", 0.0)
+        return folder, None
+
+    def finish(self, result: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Mark the stage as done and record its result, a JSON object, for later runs."""
+        stage, seconds = self.plan[self._number - 1], time.monotonic() - self._started
+        self._spent += seconds
+        self._expected += stage.cost
+        result = result or {}
+        entry = {"done": True, "seconds": round(self._earlier + seconds, 1), "result": result}
+        self._record(self.folder / "stages" / f"{stage.name}.json", entry)
+        say(f"    took {clock(seconds)}\n")
+        return result
+
+    def _record(self, marker: Path, entry: dict[str, Any]) -> None:
+        with replacing(marker) as temporary:
+            temporary.write_text(json.dumps({"key": self._key} | entry, indent=2) + "\n")
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> wall seconds that it took, over all runs that worked on it."""
+        files = {stage.name: self.folder / "stages" / f"{stage.name}.json" for stage in self.plan}
+        return {
+            name: json.loads(file.read_text())["seconds"] for name, file in files.items() if file.is_file()
+        }
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        log: str,
+        total: int,
+        share: float = 1.0,
+        watch: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a program of this project, show its progress, keep all that it says in ``logs/<log>.log``.
+
+        Args:
+            command: program and arguments, shown as they would be typed.
+            log: name of the log, without its ending.
+            total: the count at which the program's own bar ends.
+            share: the part of the stage's cost that this program has.
+            watch: label -> pattern with one group; the latest matches are shown beside the bar.
+
+        Returns:
+            What the program wrote on stdout.
+
+        Raises:
+            StageFailed: the program's exit code is not 0.
+        """
+        stage = self.plan[self._number - 1]
+        words = [str(word) for word in command]
+        say(f"    $ {self._typed(words)}\n")
+        path = self.folder / "logs" / f"{log}.log"
+        path.parent.mkdir(exist_ok=True)
+        bar = Bar(total, stage.cost * share, self._left, watch or {})
+        with open(path, "ab") as file:
+            code, output, tail = self._follow(words, file, bar)
+        bar.close()
+        if code:
+            raise StageFailed(
+                f"stage {stage.name!r} failed (exit code {code}). The end of what it said:\n\n"
+                + "\n".join(f"    {line}" for line in tail)
+                + f"\n\nAll of it: {path}"
+            )
+        return output
+
+    def _follow(self, words: list[str], file: IO[bytes], bar: Bar) -> tuple[int, str, list[str]]:
+        """Run to the end; the exit code, stdout and the last lines of both streams."""
+        held = (self.lock.fileno(),) if self.lock else ()
+        # The lock goes to the program too: while it lives no second run starts in this folder.
+        process = subprocess.Popen(
+            words,
+            cwd=self.root,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=held,
+        )
+        output, tail = bytearray(), deque[str](maxlen=25)
+        try:
+            with selectors.DefaultSelector() as streams:
+                for stream in (process.stdout, process.stderr):
+                    streams.register(stream, selectors.EVENT_READ)
+                while streams.get_map():
+                    for key, _ in streams.select(timeout=1.0):
+                        chunk = os.read(key.fd, 65536)
+                        if not chunk:
+                            streams.unregister(key.fileobj)
+                            continue
+                        file.write(chunk)
+                        if key.fileobj is process.stdout:
+                            output += chunk
+                        lines = re.split(r"[\r\n]+", chunk.decode(errors="replace"))
+                        tail.extend(line for line in lines if line.strip() and not STEPS.search(line))
+                        bar.read(lines)
+                    bar.draw()
+            return process.wait(), output.decode(errors="replace"), list(tail)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+    def count(self, total: int) -> Callable[[int, int], None]:
+        """A bar for work that is done in this very process: call it with what is done and what is to do."""
+        bar = Bar(total, self.plan[self._number - 1].cost, self._left, {})
+
+        def shown(done: int, _: int) -> None:
+            bar.advance(done)
+            if done < total:
+                bar.draw()
+            else:
+                bar.close()
+
+        return shown
+
+    def _left(self) -> float:
+        """Seconds that the stages after the present one should take, at the speed seen so far."""
+        pace = self._spent / self._expected if self._expected else 1.0
+        return pace * sum(stage.cost for stage in self.plan[self._number :])
+
+    def _typed(self, words: Sequence[str]) -> str:
+        """The command as one would type it at the project's root with the environment active."""
+        binaries = Path(sys.executable).parent
+        shown = []
+        for word in words:
+            path = Path(word)
+            if path.is_absolute() and path.parent == binaries:
+                word = path.name
+            elif path.is_absolute() and path.is_relative_to(self.root):
+                word = str(path.relative_to(self.root))
+            shown.append(shlex.quote(word))
+        return " ".join(shown)
+
+
+class Bar:
+    """A line of progress: on a terminal one that changes, elsewhere a new one from time to time."""
+
+    def __init__(
+        self, total: int, cost: float, left_after: Callable[[], float], watch: Mapping[str, str]
+    ) -> None:
+        """``left_after`` gives the seconds of the stages to come; ``watch`` is :meth:`Journal.run`'s."""
+        self.total, self.done, self.cost, self.left_after = total, 0, cost, left_after
+        self.watch = {label: re.compile(pattern) for label, pattern in watch.items()}
+        self.seen: dict[str, str] = {}
+        self.started = self.first = time.monotonic()
+        self.drawn, self.begun = 0.0, 0
+        self.terminal = sys.stdout.isatty()
+
+    def read(self, lines: Sequence[str]) -> None:
+        """Take the count and the watched values from what a program wrote."""
+        for line in lines:
+            for done, total in STEPS.findall(line):
+                if int(total) == self.total:
+                    self.advance(int(done))
+            for label, pattern in self.watch.items():
+                if found := pattern.findall(line):
+                    self.seen[label] = found[-1]
+
+    def advance(self, done: int) -> None:
+        """Note that ``done`` of the total are done; never goes back."""
+        if done > self.done:
+            if not self.done:
+                self.first, self.begun = time.monotonic(), done
+            self.done = done
+
+    def _remaining(self, now: float) -> float:
+        """Seconds left of this program: from its own pace once it has one, before that from the plan."""
+        if self.done > self.begun:
+            return (now - self.first) / (self.done - self.begun) * (self.total - self.done)
+        return max(0.0, self.cost - (now - self.started))
+
+    def draw(self, final: bool = False) -> None:
+        """Show the present state, unless it was shown a moment ago."""
+        now = time.monotonic()
+        if not final and now - self.drawn < (0.5 if self.terminal else QUIET_SECONDS):
+            return
+        if not self.terminal and not self.drawn and not final:
+            self.drawn = now  # the command itself has just been shown
+            return
+        self.drawn = now
+        filled = round(WIDTH * self.done / self.total)
+        parts = [f"    {'█' * filled}{'░' * (WIDTH - filled)} {self.done}/{self.total}"]
+        parts += [f"{label} {value}" for label, value in self.seen.items()]
+        parts.append(clock(now - self.started))
+        if not final:
+            left = self._remaining(now)
+            parts.append(f"{clock(left)} left, the whole run {clock(left + self.left_after())}")
+        line = "  ".join(parts)
+        say(f"\r\x1b[2K{line}" if self.terminal else line + "\n")
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self.terminal or self.drawn or self.seen:
+            self.draw(final=True)
+        if self.terminal:
+            say("\n")
+
+
+def say(text: str) -> None:
+    """Write to the reader, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, as 3:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
