@@ -1,0 +1,489 @@
+"""The only reader of model replies. Rewards, metrics and data checks read solutions and replies with it.
+
+Every function takes any text, never raises, takes time linear in its length, and gives a value or a reason
+code of :data:`REASONS`. The rules:
+
+**Where the answer stands.** Tags are ``<think>``, ``</think>``, ``<answer>``, ``</answer>``, exactly so
+(case matters; HTML-escaped ones are text). Thinking ends at the last ``</think>`` that closes a
+``<think>``, or at the first one where the opening tag stood in the prompt. The answer is the last complete
+``<answer>...</answer>`` after the thinking; a ``<think>`` that is never closed hides no complete answer.
+Without a complete one: the last ``<answer>`` that was opened is read as a truncated answer (boxes only:
+half a class name or half an abstention is no answer), and a reply that uses no answer tags is read where it
+is the bare answer (see each function).
+
+**Lists and objects.** JSON and Python spellings alike: single, double or typographic quotes, keys without
+quotes, parentheses for brackets, trailing commas, ``...`` at the end, code fences and words around the
+list. A quote ends its string only where a comma, colon, closing bracket or the end follows, so apostrophes
+inside strings are harmless. Nothing is evaluated. An object counts when it is closed; what is cut off or
+closed by the wrong bracket is dropped and noted, and the other boxes stay.
+
+**Numbers** are decimal digits of any script with an optional sign, fraction and exponent, at most 40
+characters, bare or in quotes. True, null, NaN, Infinity, hexadecimal, percent signs and digit groups are no
+numbers.
+
+**A box** is an object with one of :data:`BOX_KEYS` (case does not matter; when several are written, the
+last counts) that holds exactly four numbers, however they are nested, none beyond :data:`COORDINATE_LIMIT`.
+It is kept as written: inverted, negative or outside of the image is for rewards and metrics to judge. Lists
+of bare numbers are no boxes. **A confidence** (:data:`SCORE_KEYS`) may be missing; one that is written must
+be a number in [0, 1], else that box is unreadable.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from virft.prompts import NO_OBJECTS
+from virft.types import Box, Detection
+
+BOX_KEYS = frozenset({"position", "bbox_2d", "bbox", "box"})
+SCORE_KEYS = frozenset({"confidence", "score"})
+COORDINATE_LIMIT = 1e6
+"""Largest magnitude of a coordinate: beyond any image, and small enough that areas stay exact."""
+CLASS_LIMIT = 256
+"""Longest class answer in characters; a sentence is not a class."""
+
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "ok": "the answer was read",
+        "empty_reply": "the reply holds nothing but white space",
+        "no_answer": "no <answer> tag, and the reply is not the bare answer either",
+        "answer_in_thinking": "the only <answer> stands inside the thinking",
+        "unclosed_thinking": "the thinking never ends and no <answer> was opened",
+        "unclosed_answer": "the <answer> was never closed and holds nothing complete",
+        "empty_answer": "the <answer> is empty",
+        "no_box": "the answer holds no box",
+        "no_position": "an object has none of the keys that hold a box",
+        "bad_position": "a box is not exactly four numbers",
+        "bad_coordinate": "a coordinate is beyond any image",
+        "bad_confidence": "a confidence is not a number in [0, 1]",
+        "malformed_object": "an object is closed by the wrong bracket",
+        "truncated": "the list ends before it is closed",
+        "too_deep": "brackets are nested deeper than any answer needs",
+        "contradiction": "the answer says 'No Objects' and lists boxes",
+        "several_boxes": "more than one box where one was asked for",
+        "no_class": "the answer has no letter or digit",
+        "long_class": f"the answer has more than {CLASS_LIMIT} characters",
+    }
+)
+"""Reason code -> sentence. ``Parsed.reason`` and ``Parsed.notes`` hold these codes."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[T]):
+    """What was read: ``value`` (None when unreadable), ``reason`` ("ok" or why not), ``notes``.
+
+    ``notes`` are the codes, each once and in order of appearance, of what was dropped beside a readable
+    value.
+    """
+
+    value: T | None
+    reason: str = "ok"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a value."""
+        return self.reason == "ok"
+
+
+# --------------------------------------------------------------------------------------------- tags
+
+_TAG = re.compile(r"</?think>")
+_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]{1,64}\|>")
+_THINK_THEN_ANSWER = re.compile(r"</think>\s*<answer>")
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_COMPLETE, _UNCLOSED, _BARE = "complete", "unclosed", "bare"
+
+
+def _locate(reply: str) -> tuple[str, str]:
+    """(text, state) of the answer; the state is complete, unclosed, bare (no tags), or a reason code."""
+    start, opened, seen = 0, -1, False
+    for tag in _TAG.finditer(reply):
+        if tag[0] == "<think>":
+            opened, seen = (tag.start() if opened < 0 else opened), True
+        elif opened >= 0 or not seen:
+            start, opened, seen = tag.end(), -1, True
+    last_close = reply.rfind(_CLOSE, start)
+    begin = reply.rfind(_OPEN, start, last_close) if last_close >= 0 else -1
+    if begin >= 0:
+        return reply[begin + len(_OPEN) : reply.find(_CLOSE, begin)], _COMPLETE
+    begin = reply.rfind(_OPEN, start)
+    if begin >= 0:
+        return reply[begin + len(_OPEN) :], _UNCLOSED
+    bare = _SPECIAL_TOKEN.sub(" ", reply[start : opened if opened >= 0 else len(reply)]).strip()
+    if bare:
+        return bare, _BARE
+    if not reply or reply.isspace():
+        return "", "empty_reply"
+    if _OPEN in reply[:start]:
+        return "", "answer_in_thinking"
+    return "", "unclosed_thinking" if opened >= 0 else "no_answer"
+
+
+def parse_answer(reply: str) -> Parsed[str]:
+    """The text of the last complete ``<answer>`` after the thinking, stripped; tags are required here."""
+    text, state = _locate(reply)
+    if state != _COMPLETE:
+        return Parsed(None, {_UNCLOSED: "unclosed_answer", _BARE: "no_answer"}.get(state, state))
+    text = text.strip()
+    return Parsed(text) if text else Parsed(None, "empty_answer")
+
+
+def has_format(reply: str) -> bool:
+    """Whether the whole reply, white space around it aside, is ``<think>...</think> <answer>...</answer>``.
+
+    The reference's rule, the expression ``<think>.*?</think>\\s*<answer>.*?</answer>`` over the whole text
+    with a dot that matches newlines, decided in one pass. Anything before or after, special tokens
+    included, fails it.
+    """
+    text = reply.strip()
+    if not (text.startswith("<think>") and text.endswith(_CLOSE)):
+        return False
+    middle = _THINK_THEN_ANSWER.search(text, len("<think>"))
+    return middle is not None and middle.end() <= len(text) - len(_CLOSE)
+
+
+# ------------------------------------------------------------------------------------ lists and objects
+
+_TOKEN = re.compile(r"""[\[\](){}:,]|['"]|[^\s\[\](){}:,'"]+""")
+# Possessive: an unterminated string is given up at once instead of being retried character by character.
+_STRING_REST = {
+    quote: re.compile(
+        rf"((?:[^\\{quote}]|\\.|{quote}(?!\s*(?:[,:\])}}]|\Z)))*+){quote}",
+        re.DOTALL,
+    )
+    for quote in "'\""
+}
+_STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER_LENGTH = 40
+_FENCE = re.compile(r"```\w{0,16}")
+_LIST_FIRST = re.compile(rf"(?:{_FENCE.pattern})?\s*[\[{{]")
+_PAIR = {"[": "]", "(": ")", "{": "}"}
+_DEPTH = 32
+
+
+class _List(list):
+    """A closed list: scalars (str), lists and objects. ``sound`` is False when commas or brackets were
+    off."""
+
+    opener = "["
+    sound = True
+
+
+class _Object(dict):
+    """A closed object: lower-case key -> scalar, list, object, or None where the value is no single value."""
+
+    sound = True
+
+
+class _Frame:
+    """A bracket that is still open."""
+
+    __slots__ = ("closer", "colon", "fresh", "key", "node")
+
+    def __init__(self, opener: str) -> None:
+        self.closer = _PAIR[opener]
+        self.node: _List | _Object = _Object() if opener == "{" else _List()
+        if opener == "(":
+            self.node.opener = opener
+        self.fresh = True  # a list: no value since the last comma; an object: no value since the colon
+        self.key: str | None = None
+        self.colon = False
+
+    def put(self, value: str | _List | _Object) -> None:
+        if isinstance(self.node, _List):
+            # Two scalars without a comma are not two values; two objects without one still are.
+            if not self.fresh and isinstance(value, str):
+                self.node.sound = False
+            self.node.append(value)
+            self.fresh = False
+        elif not self.colon:
+            self.key = value.strip().casefold() if isinstance(value, str) and self.key is None else None
+        elif self.key is not None:
+            self.node.pop(self.key, None)  # so that the last one written is also the last one kept
+            self.node[self.key] = value if self.fresh else None
+            self.fresh = False
+
+    def comma(self) -> None:
+        if isinstance(self.node, _List) and self.fresh:
+            self.node.sound = False
+        self.fresh, self.key, self.colon = True, None, False
+
+    def colon_after_key(self) -> None:
+        if isinstance(self.node, _List):
+            self.node.sound = False
+        self.fresh, self.colon = True, True
+
+
+@dataclass(slots=True)
+class _Notation:
+    """What a text holds outside of objects.
+
+    Attributes:
+        items: in order, words outside of all brackets (str), objects, and lists that hold scalars or nothing.
+        in_lists: the scalars of those lists.
+        cut: why the text was not read to its end, or None.
+    """
+
+    items: list[str | _List | _Object] = field(default_factory=list)
+    in_lists: list[str] = field(default_factory=list)
+    cut: str | None = None
+
+    def nodes(self) -> list[_List | _Object]:
+        return [item for item in self.items if not isinstance(item, str)]
+
+    def words(self) -> list[str]:
+        return [item for item in self.items if isinstance(item, str)]
+
+
+def _read_notation(text: str) -> _Notation:
+    text = text.translate(_STRAIGHT_QUOTES)
+    found = _Notation()
+    stack: list[_Frame] = []
+    position = 0
+    while token := _TOKEN.search(text, position):
+        mark, position = token[0], token.end()
+        if not stack and mark not in _PAIR:
+            if mark not in "'\":,])}":
+                found.items.append(mark)
+        elif mark in "'\"":
+            rest = _STRING_REST[mark].match(text, position)
+            if rest is None:
+                found.cut = "truncated"
+                return found
+            position = rest.end()
+            _scalar(rest[1], stack, found)
+        elif mark in _PAIR:
+            if len(stack) == _DEPTH:
+                found.cut = "too_deep"
+                return found
+            stack.append(_Frame(mark))
+        elif mark in "])}":
+            _close(mark, stack, found)
+        elif mark == ",":
+            stack[-1].comma()
+        elif mark == ":":
+            stack[-1].colon_after_key()
+        else:
+            _scalar(mark, stack, found)
+    found.cut = "truncated" if stack else None
+    return found
+
+
+def _scalar(text: str, stack: list[_Frame], found: _Notation) -> None:
+    stack[-1].put(text)
+    if all(isinstance(frame.node, _List) for frame in stack):
+        found.in_lists.append(text)
+
+
+def _close(mark: str, stack: list[_Frame], found: _Notation) -> None:
+    if all(frame.closer != mark for frame in stack):
+        return
+    sound = True
+    while stack:
+        frame = stack.pop()
+        right = frame.closer == mark
+        node = frame.node
+        node.sound = node.sound and sound and right
+        sound = sound and right
+        if stack:
+            stack[-1].put(node)
+        if all(isinstance(outer.node, _List) for outer in stack) and (
+            isinstance(node, _Object) or not node or any(isinstance(item, str) for item in node)
+        ):
+            found.items.append(node)
+        if right:
+            return
+
+
+def _number(text: str) -> float | None:
+    text = text.strip() if len(text) <= 2 * _NUMBER_LENGTH else text
+    return float(text) if len(text) <= _NUMBER_LENGTH and _NUMBER.fullmatch(text) else None
+
+
+def _numbers(value: str | _List | _Object | None) -> list[float] | None:
+    """The numbers of a list, nested lists flattened; None where anything else is in it."""
+    if not isinstance(value, _List) or not value.sound:
+        return None
+    numbers: list[float] = []
+    for item in value:
+        inner = [_number(item)] if isinstance(item, str) else _numbers(item)
+        if inner is None or None in inner:
+            return None
+        numbers += inner
+    return numbers
+
+
+# --------------------------------------------------------------------------------------------- boxes
+
+
+def _last(fields: _Object, keys: frozenset[str]) -> tuple[bool, str | _List | _Object | None]:
+    """(whether one of the keys is written, the value written last)."""
+    value, written = None, False
+    for key, candidate in fields.items():
+        if key in keys:
+            value, written = candidate, True
+    return written, value
+
+
+def _box(numbers: list[float] | None) -> Box | str:
+    if numbers is None or len(numbers) != 4:
+        return "bad_position"
+    if not all(abs(number) <= COORDINATE_LIMIT for number in numbers):
+        return "bad_coordinate"
+    return Box(*numbers)
+
+
+def _detection(fields: _Object) -> Detection | str:
+    """The detection that an object stands for, or a reason code."""
+    if not fields.sound:
+        return "malformed_object"
+    written, position = _last(fields, BOX_KEYS)
+    if not written:
+        return "no_position"
+    box = _box(_numbers(position))
+    if isinstance(box, str):
+        return box
+    written, confidence = _last(fields, SCORE_KEYS)
+    if not written:
+        return Detection(box)
+    score = _number(confidence) if isinstance(confidence, str) else None
+    return Detection(box, score) if score is not None and 0 <= score <= 1 else "bad_confidence"
+
+
+def _says_none(text: str) -> bool:
+    """Whether a text is "No Objects" in any case, with quotes, brackets or a full stop around it."""
+    plain = _FENCE.sub(" ", text).translate(_STRAIGHT_QUOTES).strip(" \t\r\n\"'`[](){}.!")
+    return " ".join(plain.split()).casefold() == NO_OBJECTS.casefold()
+
+
+def _is_empty_list(found: _Notation) -> bool:
+    nodes = found.nodes()
+    return (
+        bool(nodes)
+        and all(isinstance(node, _List) and node.sound and not node for node in nodes)
+        and all(_FENCE.fullmatch(word) for word in found.words())
+        and found.cut is None
+    )
+
+
+def parse_detections(reply: str) -> Parsed[tuple[Detection, ...]]:
+    """The boxes of a detection reply, in the order written, repeated ones included.
+
+    The value is the empty tuple for a right abstention: a complete answer that is "No Objects" or ``[]``.
+    Boxes that cannot be read are dropped and noted; when none can, the reason is that of the first. An
+    answer that says "No Objects" beside its boxes is a contradiction, not an answer. Without tags the reply
+    must begin, after its thinking, special tokens and a code fence, with the list or object itself, or be
+    "No Objects".
+    """
+    text, state = _locate(reply)
+    if state not in (_COMPLETE, _UNCLOSED, _BARE):
+        return Parsed(None, state)
+    if state == _COMPLETE and not text.strip():
+        return Parsed(None, "empty_answer")
+    if state != _UNCLOSED and _says_none(text):
+        return Parsed(())
+    if state == _BARE and not _LIST_FIRST.match(text):
+        return Parsed(None, "no_answer")
+    found = _read_notation(text)
+    if state != _UNCLOSED and _is_empty_list(found):
+        return Parsed(())
+    read = [_detection(node) for node in found.nodes() if isinstance(node, _Object)]
+    boxes = tuple(item for item in read if isinstance(item, Detection))
+    codes = [item for item in read if isinstance(item, str)] + ([found.cut] if found.cut else [])
+    if not boxes:
+        missing = "unclosed_answer" if state == _UNCLOSED else "no_box"
+        return Parsed(None, codes[0] if codes else missing)
+    said = " ".join(" ".join(found.words() + found.in_lists).split())
+    if NO_OBJECTS.casefold() in said.casefold():
+        return Parsed(None, "contradiction")
+    return Parsed(boxes, notes=tuple(dict.fromkeys(codes)))
+
+
+def parse_grounding(reply: str) -> Parsed[Box]:
+    """The one box of a grounding reply: ``(x1,y1),(x2,y2)``, or an object as in a detection reply.
+
+    Numbers may have signs and decimals; white space and a comma may stand between the two corners, words
+    around them. Corners are kept as written. Two different boxes are no answer: a reply may not hedge.
+    Without tags the corners may stand anywhere after the thinking, as in Qwen2-VL's native
+    ``<|box_start|>(..),(..)<|box_end|>``.
+    """
+    text, state = _locate(reply)
+    if state not in (_COMPLETE, _UNCLOSED, _BARE):
+        return Parsed(None, state)
+    if state == _COMPLETE and not text.strip():
+        return Parsed(None, "empty_answer")
+    found = _read_notation(text)
+    boxes: list[Box] = []
+    codes: list[str] = []
+    corner: list[float] | None = None
+    for item in found.items:
+        if isinstance(item, _Object):
+            box = _detection(item)
+            box = box.box if isinstance(box, Detection) else box
+            (codes if isinstance(box, str) else boxes).append(box)
+        pair = _corner(item)
+        if pair is not None and corner is not None:
+            box = _box(corner + pair)
+            (codes if isinstance(box, str) else boxes).append(box)
+            pair = None
+        elif corner is not None and pair is None:
+            codes.append("bad_position")
+        corner = pair
+    if corner is not None:
+        codes.append("bad_position")
+    codes += [found.cut] if found.cut else []
+    if len(set(boxes)) > 1:
+        return Parsed(None, "several_boxes")
+    if not boxes:
+        missing = {_UNCLOSED: "unclosed_answer", _BARE: "no_answer"}.get(state, "no_box")
+        return Parsed(None, codes[0] if codes else missing)
+    return Parsed(boxes[0], notes=tuple(dict.fromkeys(codes)))
+
+
+def _corner(item: str | _List | _Object) -> list[float] | None:
+    """Two numbers in parentheses."""
+    if not isinstance(item, _List) or item.opener != "(" or len(item) != 2:
+        return None
+    return _numbers(item)
+
+
+# --------------------------------------------------------------------------------------------- classes
+
+
+def normalize_class(text: str) -> str:
+    """A class name without what does not distinguish: case, spaces, underscores, hyphens, punctuation.
+
+    Compatibility forms (full-width letters, ligatures) become plain ones. Letters, marks and digits stay.
+    """
+    # Canonical ordering of a long run of combining marks takes quadratic time in CPython, so only the
+    # beginning of an overlong text, which is no class name anyway, is composed.
+    head, tail = text[:CLASS_LIMIT], text[CLASS_LIMIT:]
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", head).casefold()) + tail.casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] in "LNM")
+
+
+def parse_class(reply: str) -> Parsed[str]:
+    """The class that a reply names, as written and stripped; compare with :func:`normalize_class`.
+
+    The answer must be complete. Without tags it is all that follows the thinking.
+    """
+    text, state = _locate(reply)
+    if state == _UNCLOSED:
+        return Parsed(None, "unclosed_answer")
+    if state not in (_COMPLETE, _BARE):
+        return Parsed(None, state)
+    text = _SPECIAL_TOKEN.sub(" ", text).strip()
+    if not text:
+        return Parsed(None, "empty_answer")
+    if len(text) > CLASS_LIMIT:
+        return Parsed(None, "long_class")
+    return Parsed(text) if normalize_class(text) else Parsed(None, "no_class")
