@@ -298,7 +298,7 @@ class QuickStart:
         return results
 
     def _sft(self, start: str, name: str, split: str, steps: int, batch: int, rate: float, rise: int) -> None:
-        """Run sft.py from the model ``start`` into the folder ``name``; a checkpoint in there is continued."""
+        """Run sft.py from the model ``start`` into the folder ``name``, continuing what stands there."""
         folder = self.folder / name
         command = self.machine.train(
             "sft.py",
@@ -400,6 +400,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     output = flags.output.expanduser().resolve()
     recipe = SHORT if flags.short else Recipe()
+    if output.exists() and not output.is_dir():
+        sys.stderr.write(f"error: --output {output} is a file: name a folder\n")
+        return 2
     # A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
