@@ -98,7 +98,7 @@ def convert(
     Args:
         values: four numbers in ``source``.
         source, target: members of :data:`SPACES`.
-        image_size: (width, height) of the original image; needed for all but norm1000 <-> abs_resized.
+        image_size: (width, height) of the original image; needed where pixels or xywh meet another space.
         model_size: (width, height) of the resized image; needed where abs_resized takes part.
 
     Raises:
@@ -112,8 +112,11 @@ def convert(
         return Box(x1, y1, x2, y2)
     if source == "xywh":
         x2, y2 = x1 + x2, y1 + y2
-    from_x, from_y = _extent(source, image_size, model_size)
-    to_x, to_y = _extent(target, image_size, model_size)
+    if {source, target} == {"pixels", "xywh"}:
+        from_x = from_y = to_x = to_y = 1.0  # both in pixels of the original image, whatever its size
+    else:
+        from_x, from_y = _extent(source, image_size, model_size)
+        to_x, to_y = _extent(target, image_size, model_size)
     # Multiply before dividing: whole numbers of a space come back whole after a round trip.
     x1, x2 = (v * to_x / from_x if from_x != to_x else v for v in (x1, x2))
     y1, y2 = (v * to_y / from_y if from_y != to_y else v for v in (y1, y2))

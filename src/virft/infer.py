@@ -45,12 +45,12 @@ from virft.engine import (
 )
 from virft.errors import UserError
 from virft.files import replacing
+from virft.predictions import load_meta, load_predictions, meta_path
 from virft.types import Prediction, Sample
 
 log = logging.getLogger(__name__)
 
 ENGINES = ("transformers", "vllm")
-META_SUFFIX = ".meta.json"
 PARTIAL_SUFFIX = ".partial"
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 15.0
@@ -173,40 +173,6 @@ def run(
         else:
             _wait_until(lambda: not folder.exists())
     return load_predictions(output)
-
-
-def load_predictions(path: str | Path) -> list[Prediction]:
-    """Read a ``predictions.jsonl``.
-
-    Raises:
-        UserError: no such file, or a line that is no prediction, with its number.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"predictions {path}: no such file; make it with the inference program")
-    predictions = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                predictions.append(Prediction.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}, line {number}: not a prediction ({type(error).__name__}: {error}); "
-                    "it needs the fields id, reply and space"
-                ) from error
-    return predictions
-
-
-def meta_path(output: str | Path) -> Path:
-    """Where the protocol of a predictions file stands."""
-    output = Path(output)
-    return output.with_name(output.stem + META_SUFFIX)
-
-
-def load_meta(output: str | Path) -> dict[str, Any] | None:
-    """The protocol beside a predictions file, or None where there is none."""
-    path = meta_path(output)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def fingerprint(samples: Sequence[Sample], settings: InferenceSettings) -> dict[str, Any]:
