@@ -12,7 +12,6 @@ after an interruption: it continues where it was.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,11 +25,12 @@ from typing import Any
 import report
 from stages import Journal, Stage, StageFailed, say
 
+from virft.checkpoint import installed_versions, last_checkpoint
 from virft.data.digits import NAMES, THOUGHTS, Scenes
 from virft.data.digits import write as write_digits
 from virft.errors import UserError
 from virft.files import replacing
-from virft.types import Prediction
+from virft.predictions import load_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMINATION_SEED = 1000
@@ -41,7 +41,6 @@ REWARD_CURVES = {
     "format reward": "rewards/format/mean",
 }
 """Title of a panel -> key in the trainer's log."""
-VERSIONS = ("virft", "torch", "transformers", "trl", "accelerate", "scikit-learn", "faster-coco-eval")
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ class QuickStart:
             *("--max_completion_length", r.tokens, "--beta", 0, "--adam_beta2", 0.98, "--warmup_steps", 2),
             *("--logging_steps", 1, "--save_steps", 25, "--save_total_limit", 1),
             *("--report_to", "none", "--seed", self.seed),
-            *self._resume(folder),
+            *("--resume_from_checkpoint", "auto"),
         )
         watch = {
             label.split(" (")[0]: rf"{key}'?: '?([0-9.]+)" for label, key in list(REWARD_CURVES.items())[:2]
@@ -285,12 +284,12 @@ class QuickStart:
             "recipe": asdict(self.recipe),
             "device": "cuda" if self.machine.cuda else "cpu",
             "seconds": self.journal.seconds(),
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in VERSIONS},
+            "versions": {"python": platform.python_version(), **installed_versions()},
         }
         with replacing(self.folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
-        history = json.loads((self.folder / "grpo" / "trainer_state.json").read_text())["log_history"]
+        last, _ = last_checkpoint(self.folder / "grpo")
+        history = json.loads((last / "trainer_state.json").read_text())["log_history"]
         report.draw_rewards(history, REWARD_CURVES, self.folder / "rewards.png")
         report.draw_comparison(results, ious, self.folder / "comparison.png")
         report.draw_scenes(scenes["base"], scenes["grpo"], self.folder / "before_and_after.png")
@@ -310,13 +309,9 @@ class QuickStart:
             *("--per_device_train_batch_size", self.machine.per_process(batch), "--adam_beta2", 0.98),
             *("--logging_steps", 10, "--save_steps", 50, "--save_total_limit", 1),
             *("--report_to", "none", "--seed", self.seed),
-            *self._resume(folder),
+            *("--resume_from_checkpoint", "auto"),
         )
         self.journal.run(command, name, steps, share=0.9, watch={"loss": r"'loss'?: '?([0-9.]+)"})
-
-    @staticmethod
-    def _resume(folder: Path) -> list[str]:
-        return ["--resume_from_checkpoint", "true"] if any(folder.glob("checkpoint-*")) else []
 
     def _examine(self, model: str, split: str, share: float = 1.0) -> dict[str, Any]:
         """Ask a model about every scene of a split and score its replies, with the COCO programs."""
@@ -342,19 +337,17 @@ class QuickStart:
         return self.folder / "answers" / f"{model}-{split}"
 
     def _replies(self, model: str, split: str) -> list[report.Replied]:
-        lines = (self._answers(model, split) / "predictions.jsonl").read_text().splitlines()
-        predictions = [Prediction.from_json(line) for line in map(json.loads, lines) if "reply" in line]
+        predictions = load_predictions(self._answers(model, split) / "predictions.jsonl")
         return report.replies(predictions, self.digits / f"{split}.json")
 
     def _numbers(self, model: str, split: str) -> dict[str, Any]:
-        """The four numbers of a contestant."""
+        """The four numbers of a contestant, from the scorer's file."""
         scores = json.loads((self._answers(model, split) / "scores.json").read_text())
-        scenes = self._replies(model, split)
         return {
-            "mean_iou": sum(scene.iou for scene in scenes) / len(scenes),
+            "mean_iou": scores["mean_iou"],
             "map": scores["AP"],
             "ap50": scores["AP50"],
-            "unreadable": sum(not scene.readable for scene in scenes),
+            "unreadable": sum(scores["unreadable"].values()),
         }
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from virft.boxes import convert, greedy_match
+from virft.boxes import convert
 from virft.files import replacing
-from virft.parsing import parse_detections
+from virft.metrics.detection import Pair, from_replies, make_truth, question_ious
 from virft.types import Box, Prediction
 
 TITLES = {"base": "warm-up", "sft": "+ SFT, same rows", "grpo": "+ GRPO, same rows"}
@@ -27,61 +27,51 @@ RESAMPLES = 5000
 
 @dataclass(frozen=True)
 class Replied:
-    """A scene's image file, its true boxes and a model's answer; all boxes in pixels of the image."""
+    """A scene's image file, its true boxes and what a model found in it; boxes in pixels of the image.
+
+    ``iou`` is :func:`virft.metrics.detection.question_ious`'s for this scene.
+    """
 
     image: Path
     category: str
     truths: tuple[Box, ...]
     found: tuple[Box, ...]
-    confidences: tuple[float | None, ...]
-    readable: bool
-
-    @property
-    def iou(self) -> float:
-        """Sum of the matched overlaps / the larger of the two counts; 1 where both are empty, in [0, 1]."""
-        most = max(len(self.truths), len(self.found))
-        if not most:
-            return 1.0 if self.readable else 0.0
-        return sum(overlap for _, overlap in greedy_match(self.found, self.truths, 0.0)) / most
+    confidences: tuple[float, ...]
+    iou: float
 
 
 def replies(predictions: Sequence[Prediction], annotations: Path) -> list[Replied]:
-    """Set a model's replies beside the truth, in the order of the annotation file's images.
+    """Set a model's replies beside the truth, in the order of the image ids.
 
     Args:
         predictions: one for each image, with ``image_id`` and ``category_id`` in ``meta``.
         annotations: COCO annotations; image files stand relative to the file.
 
     Raises:
-        ValueError: an image without a prediction.
+        ValueError: an image with no prediction or with several.
     """
-    coco = json.loads(annotations.read_text())
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    by_image = {prediction.meta["image_id"]: prediction for prediction in predictions}
-    truths: dict[int, list[Box]] = {image["id"]: [] for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        truths[annotation["image_id"]].append(convert(annotation["bbox"], "xywh", "pixels", (1, 1)))
-    together = []
-    for image in coco["images"]:
-        if image["id"] not in by_image:
-            raise ValueError(f"no prediction for image {image['id']} of {annotations}")
-        prediction = by_image[image["id"]]
-        parsed = parse_detections(prediction.reply)
-        found = sorted(parsed.value or (), key=lambda d: -1.0 if d.score is None else d.score, reverse=True)
-        size = (image["width"], image["height"])
-        together.append(
-            Replied(
-                image=annotations.parent / image["file_name"],
-                category=names[prediction.meta["category_id"]],
-                truths=tuple(truths[image["id"]]),
-                found=tuple(
-                    convert(d.box, prediction.space, "pixels", size, prediction.model_size) for d in found
-                ),
-                confidences=tuple(d.score for d in found),
-                readable=parsed.ok,
-            )
+    truth = make_truth(json.loads(annotations.read_text()))
+    results = from_replies(predictions, truth)
+    names = {category["id"]: category["name"] for category in truth.categories}
+    true_boxes = truth.boxes()
+    found: dict[Pair, list[tuple[Box, float]]] = {}
+    for box in results.boxes:
+        pair = (box["image_id"], box["category_id"])
+        found.setdefault(pair, []).append((convert(box["bbox"], "xywh", "pixels"), box["score"]))
+    ious = dict(sorted(question_ious(results, truth).items()))
+    if [image for image, _ in ious] != [image["id"] for image in truth.images]:
+        raise ValueError(f"{annotations}: not every image has exactly one prediction")
+    return [
+        Replied(
+            image=annotations.parent / truth.images[image - 1]["file_name"],
+            category=names[category],
+            truths=tuple(true_boxes.get((image, category), ())),
+            found=tuple(box for box, _ in found.get((image, category), ())),
+            confidences=tuple(score for _, score in found.get((image, category), ())),
+            iou=overlap,
         )
-    return together
+        for (image, category), overlap in ious.items()
+    ]
 
 
 def gain(before: Sequence[float], after: Sequence[float], seed: int = 0) -> dict[str, Any]:
@@ -218,8 +208,7 @@ def _draw_scene(axes: Any, scene: Replied) -> None:
             xs, ys = [x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1]
             axes.plot([x - 0.5 for x in xs], [y - 0.5 for y in ys], color=colour, linewidth=2)
     for box, confidence in zip(scene.found, scene.confidences, strict=True):
-        if confidence is not None:
-            axes.text(box.x1, box.y1 - 1, f"{confidence:.2f}", color="white", fontsize=7, clip_on=True)
+        axes.text(box.x1, box.y1 - 1, f"{confidence:.2f}", color="white", fontsize=7, clip_on=True)
 
 
 def _save(figure: Figure, path: Path) -> None:
