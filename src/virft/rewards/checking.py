@@ -1,0 +1,61 @@
+"""Before training: every reward, run on the solutions themselves, must give its maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from virft import parsing
+from virft.errors import UserError
+from virft.rewards.outcome import Outcome
+from virft.rewards.reward import Reward
+
+NAMED_ROWS = 5
+"""How many bad rows an error names before it counts the rest."""
+TOLERANCE = 1e-6
+
+
+def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Run every reward on the solutions themselves.
+
+    Args:
+        rewards: those of :func:`virft.rewards.load_rewards`; one without a known maximum only has to run.
+        rows: mappings with ``solution`` and the other columns that the rewards use (leave images out: reading
+            them decodes them).
+
+    Raises:
+        UserError: some solution earns less than the maximum; names the rows, counted from 0.
+    """
+    bad: dict[int, list[tuple[int, Outcome]]] = {}
+    for number, row in enumerate(rows):
+        reply = reply_of_solution(row["solution"])
+        for index, reward in enumerate(rewards):
+            outcome = reward.score(reply, row)
+            # A truth needs no confidence, so a confidence reward has nothing to say on one without.
+            excused = outcome.value is None or outcome.reason == "no_confidence"
+            if reward.maximum is not None and not excused and outcome.value < reward.maximum - TOLERANCE:
+                bad.setdefault(index, []).append((number, outcome))
+    if not bad:
+        return
+    first = min(bad)
+    shown = ", ".join(
+        f"{number} ({outcome.value:g}, {outcome.reason})" for number, outcome in bad[first][:NAMED_ROWS]
+    )
+    more = len(bad[first]) - NAMED_ROWS
+    others = ", ".join(rewards[index].name for index in sorted(bad)[1:])
+    raise UserError(
+        f"reward {rewards[first].name} gives some solutions less than its maximum {rewards[first].maximum:g}"
+        + (f" (and so do {others})" if others else "")
+        + f": rows {shown}"
+        + (f" and {more} more" if more > 0 else "")
+        + "; mend these solutions or choose rewards that fit the task"
+    )
+
+
+def reply_of_solution(solution: str) -> str:
+    """A well-formed reply that answers exactly the solution: thinking and tags are added where absent."""
+    text = solution.strip()
+    if parsing.has_format(text):
+        return text
+    answer = parsing.parse_answer(text)
+    return f"<think> </think> <answer>{answer.value if answer.ok else text}</answer>"

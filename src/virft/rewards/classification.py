@@ -1,0 +1,28 @@
+"""The classification reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from virft import parsing
+from virft.rewards.outcome import Outcome
+
+
+def accuracy(reply: str, columns: Mapping[str, Any]) -> Outcome:
+    """1 when the answer names the solution's class or one of its aliases, else 0.
+
+    Names are equal after :func:`virft.parsing.normalize_class`; a name inside of another is not that name.
+    The optional column ``aliases`` holds further names of the row's class: a list of texts, or one text.
+    """
+    truth = parsing.parse_class(columns["solution"])
+    if not truth.ok:
+        return Outcome(0.0, "bad_solution")
+    answer = parsing.parse_class(reply)
+    if not answer.ok:
+        return Outcome(0.0, answer.reason)
+    aliases = columns.get("aliases") or ()
+    names = (truth.value, *((aliases,) if isinstance(aliases, str) else aliases))
+    # An alias without letters or digits would equal nothing but an unreadable answer, which is refused above.
+    accepted = {parsing.normalize_class(name) for name in names if isinstance(name, str)}
+    return Outcome(1.0) if parsing.normalize_class(answer.value) in accepted else Outcome(0.0, "wrong_class")
