@@ -87,7 +87,7 @@ def test_machinery_knows_no_task_and_no_program(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_nothing_imports_a_program(path: Path) -> None:
-    assert own(imports(path)) & PROGRAMS == set()
+    assert own(imports(path)) & PROGRAMS <= {top(path)}  # evaluate is a package: its parts may
 
 
 @pytest.mark.parametrize(

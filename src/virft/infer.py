@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,18 +45,15 @@ from virft.engine import (
 )
 from virft.errors import UserError
 from virft.files import replacing
+from virft.inference_settings import ENGINES, SPEED_ONLY, InferenceSettings
 from virft.predictions import load_meta, load_predictions, meta_path
 from virft.types import Prediction, Sample
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("transformers", "vllm")
 PARTIAL_SUFFIX = ".partial"
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 15.0
-SPEED_ONLY = frozenset({"device", "batch_size", "processes", "skip_bad_images", "overwrite"})
-"""Settings that may differ between a run and its continuation."""
-
 PASSED_ON = (
     "model_path",
     "dtype",
@@ -73,46 +70,6 @@ PASSED_ON = (
 
 ReadReply = Callable[[str], str]
 """From a reply to its reason code, "ok" where the task's reader could read it."""
-
-
-@dataclass
-class InferenceSettings:
-    """How a model is asked; every evaluation program has these flags."""
-
-    model_path: str = field(metadata={"help": "Checkpoint folder, LoRA adapter folder or Hub id."})
-    output: str = field(
-        default="predictions.jsonl",
-        metadata={"help": "Where the raw replies go; <output>.meta.json beside it states the protocol."},
-    )
-    engine: str = field(default="transformers", metadata={"help": "transformers or vllm."})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, mps."})
-    processes: int | None = field(
-        default=None, metadata={"help": "Processes; default one per visible GPU, one on a CPU."}
-    )
-    dtype: str = field(default="auto", metadata={"help": "auto (bfloat16 on a GPU, float32 else) or a name."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Least area of a resized image; default: the checkpoint's."}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Greatest area of a resized image; default: the checkpoint's."}
-    )
-    coordinates: str = field(
-        default="auto",
-        metadata={"help": "norm1000 or abs_resized; auto takes the checkpoint's, else its family's."},
-    )
-    system: str | None = field(
-        default=None, metadata={"help": 'System prompt; default: the checkpoint\'s; "" for none.'}
-    )
-    batch_size: int = field(default=8, metadata={"help": "Questions decoded together on one device."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Limit of a reply."})
-    temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
-    seed: int = field(default=0, metadata={"help": "Of the sampling, where the temperature is above 0."})
-    skip_bad_images: bool = field(
-        default=False,
-        metadata={"help": "Leave out and count images that cannot be read, instead of stopping."},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Throw away what stands at --output."})
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +239,12 @@ def _answer_all(
 def _spawn(
     count: int, samples: Sequence[Sample], settings: InferenceSettings, folder: Path, bar: Progress
 ) -> None:
+    # A program's own settings class stands in its main module, which a notebook's children cannot import.
+    plain = InferenceSettings(
+        **{f.name: getattr(settings, f.name) for f in dataclasses.fields(InferenceSettings)}
+    )
     context = torch.multiprocessing.spawn(
-        _spawned, (count, list(samples), settings, folder), nprocs=count, join=False
+        _spawned, (count, list(samples), plain, folder), nprocs=count, join=False
     )
     try:
         while not context.join(timeout=POLL_SECONDS):

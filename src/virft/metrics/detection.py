@@ -10,6 +10,7 @@ score as text       read when it is a number ("0.9"); anything else, true, NaN o
 bbox                dropped unless it is four finite numbers with width and height not negative
 unknown image or    dropped; when nothing is left the file belongs to other annotations and is refused
 category id
+not scored          dropped: of a category or image of the annotations that is not among the chosen ones
 ==================  ==========================================================================================
 
 Ids may be numbers in one file and text in the other. Boxes are not clipped to the image and duplicates stay:
@@ -51,6 +52,7 @@ class Truth:
         annotations: theirs on these images, with ids 1, 2, 3 ..., new image ids, ``area``, ``iscrowd``.
         image_ids: text of an image's id in the file -> its new id.
         category_ids: text of a category's id -> the id as a whole number.
+        others: text of the ids of ("image" or "category") in the file that are not scored.
     """
 
     images: list[dict[str, Any]]
@@ -58,6 +60,7 @@ class Truth:
     annotations: list[dict[str, Any]]
     image_ids: dict[str, int]
     category_ids: dict[str, int]
+    others: dict[str, set[str]]
 
     def coco(self) -> dict[str, Any]:
         """The three lists under COCO's names."""
@@ -102,7 +105,7 @@ def make_truth(
     """Annotations of the chosen categories on the first ``max_images`` images, fit for scoring.
 
     Raises:
-        UserError: an image id that occurs twice (as number or text), or a category id that is no whole number.
+        UserError: an image id that occurs twice, or a category id that is no whole number.
     """
     chosen = [
         {**c, "id": _whole(c["id"], c["name"])}
@@ -133,7 +136,11 @@ def make_truth(
             }
         )
     numbered = [{**image, "id": number} for number, image in enumerate(images, 1)]
-    return Truth(numbered, chosen, kept, image_ids, category_ids)
+    others = {
+        "image": {str(i["id"]) for i in annotations["images"]} - set(image_ids),
+        "category": {str(c["id"]) for c in annotations["categories"]} - set(category_ids),
+    }
+    return Truth(numbered, chosen, kept, image_ids, category_ids, others)
 
 
 def from_replies(
@@ -294,15 +301,14 @@ def _pair(entry: Mapping[str, Any], truth: Truth, results: Results, where: str) 
     for key in ("image_id", "category_id"):
         if key not in entry:
             raise UserError(f"{where} has no {key!r}")
-    image_id = truth.image_ids.get(str(entry["image_id"]))
-    if image_id is None:
-        results.dropped["unknown_image"] += 1
-        return None
-    category_id = truth.category_ids.get(str(entry["category_id"]))
-    if category_id is None:
-        results.dropped["unknown_category"] += 1
-        return None
-    return image_id, category_id
+    ids = []
+    for what, known in (("image", truth.image_ids), ("category", truth.category_ids)):
+        name = str(entry[f"{what}_id"])
+        if name not in known:
+            results.dropped["not_scored" if name in truth.others[what] else f"unknown_{what}"] += 1
+            return None
+        ids.append(known[name])
+    return ids[0], ids[1]
 
 
 def _size(prediction: Prediction, pair: Pair, truth: Truth) -> tuple[int, int] | None:
@@ -347,10 +353,10 @@ def _number(value: Any) -> float | None:
 
 
 def _some_known(results: Results, known: int) -> None:
-    lost = results.dropped["unknown_image"] + results.dropped["unknown_category"]
+    lost = sum(results.dropped[k] for k in ("unknown_image", "unknown_category", "not_scored"))
     if lost and not known:
         raise UserError(
-            f"none of the {lost} predictions belongs to these annotations and categories "
+            f"none of the {lost} predictions belongs to the annotations' scored images and categories "
             f"({results.dropped['unknown_image']} have an unknown image id); "
             "check --annotations and --categories"
         )

@@ -1,0 +1,221 @@
+"""Detection on COCO-format annotations: ask, score, and both."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virft import prompts
+from virft.data import coco
+from virft.errors import UserError
+from virft.evaluate import protocol
+from virft.evaluate.protocol import say
+from virft.inference_settings import InferenceSettings
+from virft.metrics import detection
+from virft.parsing import parse_detections
+from virft.predictions import load_meta, load_predictions
+from virft.types import Prediction, Sample
+
+
+@dataclass
+class Settings(InferenceSettings):
+    """Ask a model for the boxes of categories in the images of COCO-format annotations."""
+
+    annotations: str = field(
+        default="data/coco/annotations/instances_val2017.json",
+        metadata={"help": "COCO-format annotations of the images and categories."},
+    )
+    image_folder: str = field(
+        default="data/coco/val2017", metadata={"help": "Folder below which the images stand."}
+    )
+    categories: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "Names or presets: all, fewshot8, novel15, base65 (LVIS: fewshot6, rare13)."},
+    )
+    candidates: str = field(
+        default="all",
+        metadata={
+            "help": "Which categories are asked on an image: all, ground_truth (those annotated on it) or a "
+            "JSON file {image id: [names]}."
+        },
+    )
+    max_images: int | None = field(default=None, metadata={"help": "Only the first so many images."})
+
+
+@dataclass
+class ScoreSettings:
+    """Score detections: COCO results JSON or the replies of the inference program."""
+
+    annotations: str = field(
+        default="data/coco/annotations/instances_val2017.json",
+        metadata={"help": "COCO-format annotations: the truth."},
+    )
+    predictions: str = field(
+        default="predictions.jsonl",
+        metadata={"help": "predictions.jsonl of the inference program, or a COCO results JSON."},
+    )
+    output: str | None = field(default=None, metadata={"help": "Where to write the numbers as JSON."})
+    categories: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names or presets to score; default: those that were asked, else all."},
+    )
+    coco_results: str | None = field(
+        default=None, metadata={"help": "Where to write the boxes as COCO results JSON, for other tools."}
+    )
+    missing_score: float = field(
+        default=detection.MISSING_SCORE, metadata={"help": "Score of a box without a confidence."}
+    )
+
+
+def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, Any]]:
+    """The samples of a run, and the part of its protocol that says which they are."""
+    if settings.max_images is not None and settings.max_images < 1:
+        raise UserError(f"--max_images must be at least 1, got {settings.max_images}")
+    annotations = coco.load_annotations(settings.annotations)
+    samples = coco.detection_samples(
+        annotations,
+        settings.image_folder,
+        settings.categories,
+        settings.candidates,
+        space,
+        settings.max_images,
+        require_images=not settings.skip_bad_images,
+    )
+    stated = {
+        "suite": "coco",
+        "annotations": settings.annotations,
+        "annotations_sha256": protocol.sha256(settings.annotations),
+        "categories": [c["name"] for c in coco.choose_categories(annotations, settings.categories)],
+        "candidates": settings.candidates,
+        "max_images": settings.max_images,
+        "prompt": prompts.detection("{category}", space),
+    }
+    if settings.candidates not in coco.CANDIDATES:
+        stated["candidates_sha256"] = protocol.sha256(settings.candidates)
+    return samples, stated
+
+
+def ask(settings: Settings) -> list[Prediction]:
+    """Ask the model; replies and protocol stand at ``settings.output`` afterwards.
+
+    Raises:
+        UserError: see :func:`virft.data.coco.detection_samples` and :func:`virft.infer.run`.
+    """
+    from virft import infer
+    from virft.checkpoint import resolve_space
+
+    infer.check(settings)
+    space = resolve_space(settings.model_path, settings.coordinates)
+    samples, stated = questions(settings, space)
+    protocol.announce(settings, space, samples)
+    predictions = infer.run(samples, settings, stated, read=lambda reply: parse_detections(reply).reason)
+    protocol.summarize(settings, score_command(settings))
+    return predictions
+
+
+def score_command(settings: Settings) -> str:
+    """The command that scores what :func:`ask` wrote."""
+    paths = f"--annotations {shlex.quote(settings.annotations)} --predictions {shlex.quote(settings.output)}"
+    return f"python coco_evaluation/coco_evaluation.py {paths}"
+
+
+def score(settings: ScoreSettings) -> dict[str, Any]:
+    """Score a file of replies or results; print the table; write ``settings.output``.
+
+    Returns:
+        What :func:`virft.metrics.detection.evaluate` gives, and ``protocol``: how the replies were made.
+
+    Raises:
+        UserError: a file that is missing or of another kind, an unknown category.
+    """
+    annotations = coco.load_annotations(settings.annotations)
+    replies, entries = read_predictions(settings.predictions)
+    meta = load_meta(settings.predictions) if replies is not None else None
+    chosen = settings.categories or (meta or {}).get("categories") or "all"
+    truth = detection.make_truth(
+        annotations, coco.choose_categories(annotations, chosen), (meta or {}).get("max_images")
+    )
+    if replies is not None:
+        results = detection.from_replies(replies, truth, settings.missing_score)
+    else:
+        results = detection.from_coco_results(entries, truth, settings.missing_score)
+    numbers = detection.evaluate(results, truth)
+    numbers["protocol"] = {
+        "predictions": settings.predictions,
+        "annotations": settings.annotations,
+        "annotations_sha256": protocol.sha256(settings.annotations),
+        "categories": [c["name"] for c in truth.categories],
+        "missing_score": settings.missing_score,
+        "inference": meta,
+    }
+    say(table(numbers))
+    if settings.coco_results:
+        protocol.write_json(settings.coco_results, detection.to_coco_results(results, truth))
+    if settings.output:
+        protocol.write_json(settings.output, numbers)
+        say(f"written to {settings.output}")
+    return numbers
+
+
+def evaluate(settings: Settings) -> dict[str, Any]:
+    """Ask, then score; the numbers stand beside the replies in ``<output stem>.scores.json``."""
+    ask(settings)
+    output = Path(settings.output)
+    return score(
+        ScoreSettings(
+            annotations=settings.annotations,
+            predictions=settings.output,
+            output=str(output.with_name(output.stem + ".scores.json")),
+        )
+    )
+
+
+def read_predictions(path: str) -> tuple[list[Prediction] | None, Sequence[Mapping[str, Any]] | None]:
+    """Replies (``.jsonl``) or the entries of a COCO results file, by what stands in the file.
+
+    Raises:
+        UserError: no such file, or neither kind.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"predictions {file}: no such file; make it with the inference program")
+    with open(file, encoding="utf-8") as opened:
+        start = opened.read(64).lstrip()
+    if not start.startswith("["):
+        return load_predictions(file), None
+    try:
+        return None, json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"predictions {file}: not a JSON file ({error})") from error
+
+
+def table(numbers: Mapping[str, Any]) -> str:
+    """The numbers as text, in percent; "-" where nothing is annotated that would define one."""
+    lines = [
+        f"{numbers['objects']:,} objects of {len(numbers['per_category'])} categories, "
+        f"{numbers['boxes']:,} boxes, {numbers['questions']:,} questions",
+        "  ".join(f"{name:>6s}" for name in detection.COCO_NUMBERS),
+        "  ".join(f"{percent(numbers[name]):>6s}" for name in detection.COCO_NUMBERS),
+        f"mean IoU {percent(numbers['mean_iou'])} (where an object is annotated "
+        f"{percent(numbers['mean_iou_present'])}); AP with one confidence for all boxes "
+        f"{percent(numbers['constant_confidence']['AP'])}",
+        f"unreadable replies {protocol.reasons(numbers['unreadable'])}; "
+        f"boxes dropped or mended {protocol.reasons(numbers['dropped'])}",
+        "",
+        f"{'category':24s}{'AP':>7s}{'AP50':>7s}{'AR100':>7s}{'objects':>9s}{'boxes':>8s}",
+    ]
+    lines += [
+        f"{name[:23]:24s}{percent(c['AP']):>7s}{percent(c['AP50']):>7s}{percent(c['AR100']):>7s}"
+        f"{c['objects']:9d}{c['boxes']:8d}"
+        for name, c in numbers["per_category"].items()
+    ]
+    return "\n".join(lines)
+
+
+def percent(value: float) -> str:
+    """A share in percent with one decimal; "-" for -1, the undefined."""
+    return "-" if value < 0 else f"{100 * value:.1f}"
