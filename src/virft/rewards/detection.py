@@ -73,7 +73,7 @@ def denominator_of(case: Case, denominator: str) -> int:
 def accuracy_iou(
     reply: str, columns: Mapping[str, Any], *, threshold: float = 0.5, denominator: str = "max"
 ) -> Outcome:
-    """Sum of the IoU of matched boxes / number of boxes, in [0, 1] (paper eq. 3; the code's denominator).
+    """Sum of the IoU of matched boxes / number of boxes, in [0, 1] (paper sec. 3; the denominator of its code).
 
     Predictions, most confident first, each take their best free truth; a match needs IoU > ``threshold``.
     """
@@ -88,7 +88,7 @@ def accuracy_iou(
 
 
 def accuracy_confidence(reply: str, columns: Mapping[str, Any], *, threshold: float = 0.5) -> Outcome:
-    """Mean over predictions of (c if matched else 1 - c), in [0, 1] (paper eq. 4 and 5).
+    """Mean over predictions of (c if matched else 1 - c), in [0, 1] (paper sec. 3).
 
     Matching as in :func:`accuracy_iou`. A prediction without a confidence earns 0.
     """

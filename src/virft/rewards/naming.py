@@ -91,7 +91,7 @@ def _table_reward(name: str, spec: Spec, settings: Mapping[str, Any]) -> Reward:
             known = ", ".join(spec.parameters) or "none"
             raise UserError(f"reward {name} has no parameter {key!r}; its parameters: {known}")
         if not parameter.allowed(value):
-            raise UserError(f"reward {name}: {key}={value} is not allowed; {key} is {parameter.help}")
+            raise UserError(f"reward {name}: {key}={value} is not allowed; {key}: {parameter.help}")
     function = partial(spec.function, **settings)
 
     def score(completion: Completion, columns: Mapping[str, Any]) -> Outcome:
