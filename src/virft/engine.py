@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from virft import decoding
 from virft.checkpoint import read_manifest, resolve_space
@@ -28,6 +29,10 @@ from virft.types import Prediction, Sample
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+READERS = 2
+READ_AHEAD = 16
+"""How many threads decode images, and for how many images ahead of the model."""
 
 OnUnreadable = Callable[[Sample, "UnreadableImage"], None]
 
@@ -123,7 +128,8 @@ def load_processor(model_path: str, min_pixels: int | None, max_pixels: int | No
         low, high = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
         if not 0 < low <= high:
             raise UserError(f"--min_pixels {low} must be positive and not above --max_pixels {high}")
-        return AutoProcessor.from_pretrained(model_path, min_pixels=low, max_pixels=high)
+        limits = {"shortest_edge": low, "longest_edge": high}
+        return AutoProcessor.from_pretrained(model_path, size=limits)
     except OSError as error:
         raise UserError(
             f"model {model_path}: no processor can be loaded from it ({_first_line(error)})"
@@ -205,7 +211,7 @@ class Engine:
         size = self.processor.image_processor.size
         self.min_pixels, self.max_pixels = size["shortest_edge"], size["longest_edge"]
         self.model = load_model(self.model_path, self.dtype, attn_implementation).to(self.device)
-        self.stop_tokens = self._stop_tokens()
+        self.stop_tokens = end_tokens(self.model.generation_config, self.processor.tokenizer)
 
     def generate(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Answer all samples; the predictions stand in the samples' order.
@@ -292,15 +298,14 @@ class Engine:
     def _questions(
         self, samples: Iterable[Sample], on_unreadable: OnUnreadable | None
     ) -> Iterator[_Question]:
-        """Questions group by group; images are decoded in a thread ahead of the model."""
-        groups = sorted(by_images(samples), key=self._size, reverse=True)
+        """Questions group by group; images are decoded in threads ahead of the model."""
+        groups = iter(sorted(by_images(samples), key=self._size, reverse=True))
         ahead: deque[tuple[list[Sample], Future[Group]]] = deque()
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            for members in [*groups, *[None] * self.batch_size]:
-                if members is not None:
+        pool = ThreadPoolExecutor(max_workers=READERS)
+        try:
+            while True:
+                for members in islice(groups, READ_AHEAD - len(ahead)):
                     ahead.append((members, pool.submit(self.prepare, members)))
-                    if len(ahead) <= self.batch_size:
-                        continue
                 if not ahead:
                     return
                 asked, future = ahead.popleft()
@@ -308,13 +313,14 @@ class Engine:
                     group = future.result()
                 except UnreadableImage as error:
                     if on_unreadable is None:
-                        pool.shutdown(cancel_futures=True)
                         raise
                     for sample in asked:
                         on_unreadable(sample, error)
                     continue
                 for index, sample in enumerate(group.samples):
                     yield _Question(group, index, random.Random(f"{self.seed}:{sample.id}"), [])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _size(self, members: Sequence[Sample]) -> tuple[int, int]:
         """What groups are sorted by, so that neighbours need little padding: pixels, then characters."""
@@ -361,18 +367,9 @@ class Engine:
             model_size=model_size,
         )
 
-    def messages(self, sample: Sample) -> list[dict[str, Any]]:
-        """The chat that asks a sample: optional system message, images, then the prompt."""
-        system = self.system if sample.system is None else sample.system
-        content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
-        chat = [{"role": "user", "content": content}]
-        return ([{"role": "system", "content": system}] if system else []) + chat
-
     def _tokenize(self, sample: Sample, image_tokens: Sequence[int]) -> tuple[int, ...]:
         """Token ids of a sample with each image placeholder repeated as the processor would repeat it."""
-        text = self.processor.apply_chat_template(
-            self.messages(sample), tokenize=False, add_generation_prompt=True
-        )
+        text = chat_text(self.processor, sample, self.system)
         placeholder = self.processor.image_token
         pieces = text.split(placeholder)
         if len(pieces) != len(image_tokens) + 1:
@@ -396,17 +393,6 @@ class Engine:
             meta=question.sample.meta,
         )
 
-    def _stop_tokens(self) -> frozenset[int]:
-        """End-of-turn ids; of a model's generation config nothing else is used."""
-        ids = self.model.generation_config.eos_token_id
-        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-        ids += [i for i in (self.processor.tokenizer.eos_token_id,) if i is not None]
-        if not ids:
-            raise UserError(
-                f"model {self.model_path}: neither generation config nor tokenizer has an end token"
-            )
-        return frozenset(ids)
-
 
 def check_decoding(batch_size: int, max_new_tokens: int, temperature: float) -> None:
     """Refuse decoding settings out of range before anything is loaded.
@@ -419,6 +405,37 @@ def check_decoding(batch_size: int, max_new_tokens: int, temperature: float) -> 
             raise UserError(f"--{flag} must be at least 1, got {value}")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature must be 0 (greedy) or above, got {temperature}")
+
+
+def chat_text(processor: Any, sample: Sample, system: str | None) -> str:
+    """A sample as the model's chat template writes it: system message if any, images, then the prompt.
+
+    Args:
+        processor: the checkpoint's.
+        sample: its own system message goes before ``system``.
+        system: for samples without one; None or "" means no message.
+    """
+    system = system if sample.system is None else sample.system
+    content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
+    chat = [{"role": "system", "content": system}] if system else []
+    return processor.apply_chat_template(
+        [*chat, {"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+
+
+def end_tokens(generation_config: GenerationConfig, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a reply. Nothing else of a model's generation config is used: no sampling, no penalties.
+
+    Raises:
+        UserError: neither generation config nor tokenizer has one.
+    """
+    ids = generation_config.eos_token_id
+    found = {ids} if isinstance(ids, int) else set(ids or ())
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    if not found:
+        raise UserError("neither the model's generation config nor its tokenizer has an end token")
+    return frozenset(found)
 
 
 def resolve_system(model_path: str, system: str | None) -> str | None:

@@ -113,7 +113,7 @@ def run(
     check(settings)
     _check_samples(samples)
     output = Path(settings.output)
-    rank, world = _torchrun_rank()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = output.with_name(output.name + PARTIAL_SUFFIX)
     stamp = fingerprint(samples, settings)
     if world > 1:
@@ -306,10 +306,16 @@ def _work(
             write(Skipped(sample.id, str(error)))
 
         engine = make_engine(settings, rank)
-        for prediction in engine.stream(mine, skip if settings.skip_bad_images else None):
-            write(prediction)
-            if progressed:
-                progressed()
+        try:
+            for prediction in engine.stream(mine, skip if settings.skip_bad_images else None):
+                write(prediction)
+                if progressed:
+                    progressed()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory does not hold --batch_size {settings.batch_size}; start again with a "
+                "smaller one, finished replies are kept"
+            ) from error
 
 
 def make_engine(settings: InferenceSettings, rank: int = 0) -> Any:
@@ -476,10 +482,6 @@ def _unreadable(predictions: Sequence[Prediction], read: ReadReply) -> Counter[s
 def _default_processes(device: str) -> int:
     chosen = pick_device(device)
     return torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 1
-
-
-def _torchrun_rank() -> tuple[int, int]:
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _meet() -> None:
