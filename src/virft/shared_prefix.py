@@ -1,15 +1,18 @@
 """One image and one prompt, several replies: the layout of a packed row, as pure functions over tensors.
 
-A GRPO step scores G replies to one prompt. Stock code forwards ``G x (prompt + reply)`` tokens, the vision tower G times.
-Here the prompt is forwarded once, followed by the replies as branches that see the prompt and themselves only::
+A GRPO step scores G replies to one prompt. Stock code forwards ``G x (prompt + reply)`` tokens, the vision
+tower G times. Here the prompt is forwarded once, followed by the replies as branches that see the prompt
+and themselves only::
 
-    [ prompt[:-1] | last, a_0 .. a_{n-2} | last, b_0 .. b_{m-2} | ... ]     one group; further groups follow in the row
+    [ prompt[:-1] | last, a_0 .. a_{n-2} | last, b_0 .. b_{m-2} | ... ]     one group; further groups follow
+    in the row
       no labels     a_0, a_1 .. a_{n-1}    b_0, b_1 .. b_{m-1}
 
-Every branch forwards the last prompt token again, so each position has exactly one next-token label, which is what a
-fused LM head wants (``shift_labels``), and the last token of a reply, which predicts nothing, is never forwarded. M-RoPE
-positions are those of the unpacked rows: the prompt's own, and each branch restarts behind the prompt. No position is
-padding, whatever the lengths of prompts and replies. The trick of forking one token early is that of TRL's ``TreeRow``.
+Every branch forwards the last prompt token again, so each position has exactly one next-token label, which
+is what a fused LM head wants (``shift_labels``), and the last token of a reply, which predicts nothing, is
+never forwarded. M-RoPE positions are those of the unpacked rows: the prompt's own, and each branch restarts
+behind the prompt. No position is padding, whatever the lengths of prompts and replies. The trick of forking
+one token early is that of TRL's ``TreeRow``.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import torch
 class Group:
     """Where one prompt and its branches stand in the packed row. Ints count tokens of the row.
 
-    ``start .. fork`` is the prompt without its last token, ``fork .. stop`` the branches end to end, of ``lengths``.
+    ``start .. fork`` is the prompt without its last token, ``fork .. stop`` the branches end to end, of
+    ``lengths``.
     """
 
     start: int
@@ -46,7 +50,8 @@ class Plan:
     """What attention must know of a packed row; built on the row's device, and read by every layer.
 
     Not frozen: FSDP rebuilds dataclass arguments field by field. ``backend`` is a name of
-    :data:`virft.shared_prefix_attention.BACKENDS`; ``cached`` holds what a back end derives from the groups once.
+    :data:`virft.shared_prefix_attention.BACKENDS`; ``cached`` holds what a back end derives from the groups
+    once.
     """
 
     groups: list[Group]
@@ -62,7 +67,8 @@ class Plan:
 
 @dataclass
 class PackedRow:
-    """Inputs of one forward: ``input_ids`` (1, L), ``position_ids`` (3, 1, L), ``labels`` (1, M), and the plan.
+    """Inputs of one forward: ``input_ids`` (1, L), ``position_ids`` (3, 1, L), ``labels`` (1, M), and the
+    plan.
 
     ``labels`` are those of the M positions named by ``plan.labelled`` (M,), in the order of the reply tokens.
     """
@@ -142,8 +148,9 @@ def prompt_positions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """M-RoPE positions (3, N, P) of left-padded prompts and the offset (N, 1) of what follows them.
 
-    ``core`` is the model that has ``get_rope_index`` (``Qwen2VLModel``, ``Qwen2_5_VLModel``). Prompts without any image
-    have plain positions. ``position = index in the padded row + offset`` holds behind the prompt (``rope_deltas``).
+    ``core`` is the model that has ``get_rope_index`` (``Qwen2VLModel``, ``Qwen2_5_VLModel``). Prompts
+    without any image have plain positions. ``position = index in the padded row + offset`` holds behind the
+    prompt (``rope_deltas``).
     """
     if image_grid_thw is not None:
         return core.get_rope_index(

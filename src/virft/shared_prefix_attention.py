@@ -1,7 +1,9 @@
-"""Attention for packed rows and for decoding with a shared prompt, in the form that transformers dispatches to.
+"""Attention for packed rows and for decoding with a shared prompt, in the form that transformers dispatches
+to.
 
-:func:`enable` gives a model's language part this attention; the vision tower keeps its own. Without a plan and without
-a shared cache the function is transformers' own sdpa, so everything else that runs the model is unchanged.
+:func:`enable` gives a model's language part this attention; the vision tower keeps its own. Without a plan
+and without a shared cache the function is transformers' own sdpa, so everything else that runs the model is
+unchanged.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ from virft.shared_prefix import Group, Plan
 from virft.shared_prefix_cache import active_cache, decode_attention
 
 NAME = "virft_shared_prefix"
-# split: prompt and branches apart, any device. dense: one masked attention over the row, slow, to check the others.
-# varlen: FlashAttention over paths of the tree, on CUDA in half precision.
+# split: prompt and branches apart, any device. dense: one masked attention over the row, slow, to check the
+# others. varlen: FlashAttention over paths of the tree, on CUDA in half precision.
 BACKENDS = ("split", "dense", "varlen")
 
 
 def enable(model: PreTrainedModel) -> None:
     """Let the language part of ``model`` run packed rows and shared decoding.
 
-    The name does not reach ``config.json`` of a saved checkpoint. A plain string would reach the vision tower as well.
+    The name does not reach ``config.json`` of a saved checkpoint. A plain string would reach the vision
+    tower as well.
     """
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
@@ -73,7 +76,9 @@ def split_attention(
     scaling: float | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Causal attention within each prompt, then of each branch over its prompt and itself. Shapes as in `attention`."""
+    """Causal attention within each prompt, then of each branch over its prompt and itself. Shapes as in
+    `attention`.
+    """
     shared = query.shape[1] // key.shape[1]
     outputs = []
     for index, group in enumerate(plan.groups):
@@ -109,7 +114,8 @@ def _branches(query, key, value, prefix_keys, prefix_values, plan, index, scalin
     def path(prefix: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         return torch.cat([prefix.expand(count, -1, -1, -1), padded(states).transpose(1, 2)], 2)
 
-    # Query heads that share a key/value head become further query positions: no kernel need repeat keys or values.
+    # Query heads that share a key/value head become further query positions: no kernel need repeat keys or
+    # values.
     queries = padded(query).view(count, width, kv_heads, shared, size).permute(0, 2, 3, 1, 4)
     output = F.scaled_dot_product_attention(
         queries.reshape(count, kv_heads, shared * width, size),
@@ -127,8 +133,9 @@ def _branches(query, key, value, prefix_keys, prefix_values, plan, index, scalin
 def _branch_layout(
     plan: Plan, index: int, shared: int, device: torch.device
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-    """Token of each place in the padded branches, place of each token (None when no branch is shorter than the others),
-    and what a branch sees: (shared * width, P + width)."""
+    """Token of each place in the padded branches, place of each token (None when no branch is shorter than
+    the others), and what a branch sees: (shared * width, P + width).
+    """
     key = f"branches {index}"
     if key not in plan.cached:
         group = plan.groups[index]
@@ -140,7 +147,9 @@ def _branch_layout(
             scatter = own.flatten().nonzero()[:, 0]
             starts = lengths.cumsum(0) - lengths
             gather = (starts[:, None] + steps).masked_fill(~own, 0).flatten()
-        seen = torch.ones(group.width, group.fork - group.start + group.width, dtype=torch.bool, device=device)
+        seen = torch.ones(
+            group.width, group.fork - group.start + group.width, dtype=torch.bool, device=device
+        )
         plan.cached[key] = (gather, scatter, seen.tril(group.fork - group.start).repeat(shared, 1))
     return plan.cached[key]
 
@@ -153,7 +162,9 @@ def dense_attention(
     scaling: float | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """The same by one attention over the whole row with an (L, L) mask: quadratic in L, kept to check the others."""
+    """The same by one attention over the whole row with an (L, L) mask: quadratic in L, kept to check the
+    others.
+    """
     if "dense" not in plan.cached:
         plan.cached["dense"] = tree_mask(plan.groups, query.device)
     shared = query.shape[1] // key.shape[1]
@@ -193,8 +204,8 @@ def varlen_attention(
 ) -> torch.Tensor:
     """FlashAttention over segments: a prompt sees itself, a branch sees its prompt and itself, causally.
 
-    The keys and values of each segment's path are gathered end to end. ``kernel`` stands for :func:`torch_varlen`
-    where there is no GPU.
+    The keys and values of each segment's path are gathered end to end. ``kernel`` stands for
+    :func:`torch_varlen` where there is no GPU.
 
     Raises:
         ValueError: attention dropout is on; the kernel has none.
@@ -219,7 +230,9 @@ def varlen_attention(
 
 
 def _segments(groups: list[Group], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Row positions of every segment's path, cumulative lengths of segments and paths, and the longest of each."""
+    """Row positions of every segment's path, cumulative lengths of segments and paths, and the longest of
+    each.
+    """
     segments = []  # (start, stop, start of the prompt, end of the prompt)
     for group in groups:
         bounds = [group.fork]
@@ -250,9 +263,7 @@ def torch_varlen(query, key, value, query_bounds, path_bounds, longest_query, lo
         options["enable_gqa"] = True
     elif shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    return varlen_attn(
-        query, key, value, query_bounds, path_bounds, longest_query, longest_path, **options
-    )
+    return varlen_attn(query, key, value, query_bounds, path_bounds, longest_query, longest_path, **options)
 
 
 _PACKED = {"split": split_attention, "dense": dense_attention, "varlen": varlen_attention}

@@ -1,8 +1,9 @@
 """Decoding with one copy of the prompt: a key/value cache that holds each prompt once for all of its replies.
 
-An expanded ``DynamicCache`` keeps G copies of the prompt's keys and values, reads all of them for every token and
-copies all of them when a token is appended. Here the prompt's part is stored and read once per prompt, and the
-replies' own part lives in a buffer that is written in place. The attention is the exact softmax over both parts.
+An expanded ``DynamicCache`` keeps G copies of the prompt's keys and values, reads all of them for every
+token and copies all of them when a token is appended. Here the prompt's part is stored and read once per
+prompt, and the replies' own part lives in a buffer that is written in place. The attention is the exact
+softmax over both parts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _active: ContextVar[SharedPrefixCache | None] = ContextVar("shared_prefix_cache"
 
 
 class SharedPrefixLayer(CacheLayerMixin):
-    """One layer: ``prefix_keys``/``prefix_values`` (N, heads, P, D) and the replies' buffers (N * G, heads, room, D)."""
+    """One layer: ``prefix_keys``/``prefix_values`` (N, heads, P, D) and the replies' buffers (N * G, heads,
+    room, D).
+    """
 
     is_sliding = False
     room_step = 256  # the buffers grow by this many tokens, so that short replies do not pay for long limits
@@ -42,7 +45,9 @@ class SharedPrefixLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (N * G, heads, T, D) states; return the replies' own part only (see :func:`decode_attention`)."""
+        """Append (N * G, heads, T, D) states; return the replies' own part only (see
+        :func:`decode_attention`).
+        """
         stop = self.filled + key_states.shape[2]
         room = self.keys.shape[2]
         if stop > room:
@@ -121,7 +126,8 @@ def decode_attention(
     shared = heads // kv_heads
     per_prompt = rows // prompts
     grouped = query.reshape(rows, kv_heads, shared, size) * scaling
-    # All replies of a prompt, and all heads of a key/value head, are rows of one product with the prompt's keys.
+    # All replies of a prompt, and all heads of a key/value head, are rows of one product with the prompt's
+    # keys.
     together = grouped.view(prompts, per_prompt, kv_heads, shared, size).transpose(1, 2)
     together = together.reshape(prompts, kv_heads, per_prompt * shared, size)
     prefix_scores = together @ layer.prefix_keys.transpose(-1, -2)
@@ -135,4 +141,4 @@ def decode_attention(
     output = prefix_weights.reshape(prompts, kv_heads, per_prompt * shared, length) @ layer.prefix_values
     output = output.view(prompts, kv_heads, per_prompt, shared, size).transpose(1, 2)
     output = output.reshape(rows, kv_heads, shared, size) + weights[..., length:] @ own_values
-    return output.view(rows, 1, heads, size)
+    return output.reshape(rows, 1, heads, size)

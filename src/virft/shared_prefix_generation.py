@@ -1,8 +1,8 @@
 """Sampling several replies to each prompt while image and prompt are encoded once.
 
-The prompt without its last token is forwarded once per prompt, the cache is shared by (or repeated for) the replies, and
-``generate`` goes on from there. Only public interfaces of transformers are used: the model's forward, a ``Cache`` and
-``generate(past_key_values=...)``.
+The prompt without its last token is forwarded once per prompt, the cache is shared by (or repeated for) the
+replies, and ``generate`` goes on from there. Only public interfaces of transformers are used: the model's
+forward, a ``Cache`` and ``generate(past_key_values=...)``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel,
 from virft.shared_prefix import prompt_positions, text_positions
 from virft.shared_prefix_cache import SharedPrefixCache
 
-# shared: one copy of each prompt, needs the attention of virft.shared_prefix_attention. expanded: a DynamicCache with a
-# copy per reply, any attention. static: a copy per reply in fixed buffers, which generate compiles on a GPU.
+# shared: one copy of each prompt, needs the attention of virft.shared_prefix_attention. expanded: a
+# DynamicCache with a copy per reply, any attention. static: a copy per reply in fixed buffers, which
+# generate compiles on a GPU.
 CACHES = ("shared", "expanded", "static")
 
 
@@ -34,12 +35,14 @@ def generate(
     image_features_given: bool = False,
     **options,
 ) -> torch.Tensor:
-    """Generate ``replies`` replies to each of N prompts: the tokens that plain ``generate`` gives on repeated rows.
+    """Generate ``replies`` replies to each of N prompts: the tokens that plain ``generate`` gives on
+    repeated rows.
 
     Args:
         model: the Hugging Face model itself (no wrapper), with ``model.model`` that has ``get_rope_index``.
         replies: rows per prompt; they come next to one another in the result.
-        generation_config: as for ``model.generate``; sampling draws the random numbers that plain ``generate`` draws.
+        generation_config: as for ``model.generate``; sampling draws the random numbers that plain
+            ``generate`` draws.
         input_ids: (N, P) padded on the left.
         attention_mask: (N, P).
         pixel_values, image_grid_thw: of the images of the N prompts, in order; None when there is none.
@@ -58,9 +61,13 @@ def generate(
         raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
     core = model.model
     positions, offset = prompt_positions(core, input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
-    positions = torch.cat([text_positions(attention_mask)[None], positions])  # generate wants the text's row first
+    positions = torch.cat(
+        [text_positions(attention_mask)[None], positions]
+    )  # generate wants the text's row first
     prefix = DynamicCache(config=model.config.get_text_config())
-    images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw} if image_grid_thw is not None else {}
+    images = (
+        {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw} if image_grid_thw is not None else {}
+    )
     if image_features_given:
         images["image_features_given"] = True
     if input_ids.shape[1] > 1:
@@ -88,7 +95,12 @@ def generate(
 
 
 def _shared_out(
-    prefix: DynamicCache, prompt_mask: torch.Tensor, replies: int, cache: str, model: PreTrainedModel, room: int
+    prefix: DynamicCache,
+    prompt_mask: torch.Tensor,
+    replies: int,
+    cache: str,
+    model: PreTrainedModel,
+    room: int,
 ) -> Cache:
     if cache == "shared":
         return SharedPrefixCache(prefix, prompt_mask, replies)
