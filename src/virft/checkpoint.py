@@ -1,15 +1,17 @@
 """What a checkpoint carries besides weights: the manifest ``virft.json``, and which checkpoints are whole.
 
-The manifest is the last file written into a checkpoint, by rename. A folder without one was cut off while it was
-being written (or is not ours), so a run never resumes from it.
+The manifest is the last file written into a checkpoint, by rename. A folder without one was cut off while it
+was being written (or is not ours), so a run never resumes from it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +21,8 @@ from virft import __version__
 from virft.boxes import FAMILY_SPACE, MODEL_SPACES
 from virft.errors import UserError
 from virft.files import replacing
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "virft.json"
 COORDINATES = ("auto", *MODEL_SPACES)
@@ -32,7 +36,7 @@ class Manifest:
     Attributes:
         space: coordinate space in which the model was trained to write boxes.
         min_pixels, max_pixels: area limits of a resized image, in pixels.
-        system: the system message of every prompt, None without one.
+        system_prompt: the system message of every prompt, None without one.
         task: the tasks that it was trained on, e.g. ("detection",); empty when unknown.
         program: "grpo", "sft" or "merge".
         model_type: the configuration's, e.g. "qwen2_vl".
@@ -48,7 +52,7 @@ class Manifest:
     space: str
     min_pixels: int
     max_pixels: int
-    system: str | None = None
+    system_prompt: str | None = None
     task: tuple[str, ...] = ()
     program: str = ""
     model_type: str = ""
@@ -146,7 +150,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_revision(folder: str | Path | None = None) -> str | None:
-    """Commit of the source tree at ``folder`` (default: virft's own), with "+" when tracked files differ from it."""
+    """Commit of the source tree at ``folder`` (default: virft's own), with "+" where tracked files differ."""
     where = str(folder or Path(__file__).parent)
     try:
         commit = subprocess.run(
@@ -164,20 +168,41 @@ def last_checkpoint(output_dir: str | Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint of a run that can be resumed, and the newer ones that cannot.
 
     Returns:
-        The folder ``checkpoint-<step>`` with the highest step that has a manifest and a trainer state (None when
-        there is none), and the folders with a higher step, which were cut off or hold weights only.
+        The folder ``checkpoint-<step>`` with the highest step that is whole (None when there is none), and
+        the folders with a higher step, which were cut off or hold weights only.
     """
-    numbered = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number = folder.name.removeprefix("checkpoint-")
-        if folder.is_dir() and number.isdigit():
-            numbered.append((int(number), folder))
     passed = []
-    for _, folder in sorted(numbered, reverse=True):
+    for _, folder in reversed(_numbered_checkpoints(output_dir)):
         if is_whole(folder):
             return folder, passed
         passed.append(folder)
     return None, passed
+
+
+def resume_folder(output_dir: str | Path, wanted: str | None) -> Path | None:
+    """The checkpoint to go on from.
+
+    Args:
+        output_dir: the run's.
+        wanted: ``--resume_from_checkpoint``: None or "false" for none, a folder, or "auto" (or "true") for
+            the newest whole checkpoint of the run, if there is one.
+
+    Raises:
+        UserError: the folder is not there, was cut off while it was written, or holds weights only.
+    """
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() not in ("auto", "true"):
+        if not Path(wanted).is_dir() or not is_whole(wanted):
+            raise UserError(
+                f"--resume_from_checkpoint {wanted}: no whole checkpoint with full state there; "
+                "auto takes the newest that can be resumed"
+            )
+        return Path(wanted)
+    folder, passed = last_checkpoint(output_dir)
+    for broken in passed:
+        logger.warning("%s was cut off or holds weights only: passed over", broken)
+    return folder
 
 
 def is_whole(folder: str | Path) -> bool:
@@ -188,3 +213,33 @@ def is_whole(folder: str | Path) -> bool:
         or any(n.startswith("global_step") for n in names)
     )
     return {MANIFEST, "trainer_state.json"} <= names and has_optimizer
+
+
+def rotate(output_dir: str | Path, limit: int | None, keep: Iterable[Path]) -> list[Path]:
+    """Delete a run's oldest checkpoints until ``limit`` are left; those in ``keep`` always stay.
+
+    The manifest goes first, so that a deletion cut short leaves no folder that looks whole.
+
+    Returns:
+        The folders deleted.
+    """
+    if not limit or limit < 1:
+        return []
+    protected = {folder.resolve() for folder in keep}
+    numbered = _numbered_checkpoints(output_dir)
+    surplus = max(0, len(numbered) - max(limit, len(protected)))
+    deleted = [folder for _, folder in numbered if folder.resolve() not in protected][:surplus]
+    for folder in deleted:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return deleted
+
+
+def _numbered_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every ``checkpoint-<step>``, oldest first."""
+    numbered = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        if folder.is_dir() and number.isdigit():
+            numbered.append((int(number), folder))
+    return sorted(numbered)

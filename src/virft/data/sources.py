@@ -1,4 +1,4 @@
-"""Where training rows come from: a Hub id, a ``save_to_disk`` folder, parquet, .json or .jsonl, as one Arrow table."""
+"""Where training rows come from: a Hub id, a ``save_to_disk`` folder, parquet, .json or .jsonl."""
 
 from __future__ import annotations
 

@@ -1,26 +1,33 @@
 """Rows for training: loaded from anywhere, checked with row numbers, images kept undecoded.
 
-A row has ``problem`` (the user's words), ``solution`` (the truth, in the form of a reply's answer) and ``images``
-(none, one or several). Every other column is kept and reaches the rewards. Columns with a meaning of their own:
-``task`` routes a row to its rewards, ``completion`` or ``thinking`` are what SFT learns, ``context`` is the earlier
-part of a teacher-forced trace and follows the problem.
+A row has ``problem`` (the user's words), ``solution`` (the truth, in the form of a reply's answer) and
+``images`` (none, one or several). Every other column is kept and reaches the rewards. Columns with a meaning
+of their own: ``task`` routes a row to its rewards, ``completion`` or ``thinking`` are what SFT learns,
+``context`` is the earlier part of a teacher-forced trace and follows the problem, ``coordinates`` names the
+space of a row's boxes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from virft.boxes import resized
+from virft.data.coordinates import convert_rows
 from virft.data.sources import read_table
 from virft.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("images", "image", "image_path")
 MISNAMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -45,12 +52,12 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
         image_folder: where relative image paths start; by default beside the file that names them.
 
     Returns:
-        A data set with ``problem`` and ``solution`` (str), ``images`` (list of undecoded images: dictionaries of
-        ``bytes`` and ``path``), ``image_sizes`` (list of [width, height] in pixels) and the source's other columns.
+        A data set with ``problem`` and ``solution`` (str), ``images`` (list of undecoded images: dictionaries
+        of ``bytes`` and ``path``), ``image_sizes`` (list of [width, height] in pixels) and the other columns.
 
     Raises:
-        UserError: missing file, empty set, wrong column, text that is missing, or an unreadable image, with the
-            number of the row (counted from 0).
+        UserError: missing file, empty set, wrong column, missing text, or an unreadable image, with the row's
+            number (counted from 0).
     """
     from datasets import Dataset, DatasetInfo, Features, List, Value
     from datasets import Image as ImageFeature
@@ -110,12 +117,44 @@ def to_prompts(rows: datasets.Dataset, system: str | None = None) -> datasets.Da
 def target_text(row: Mapping[str, Any]) -> str:
     """The reply that SFT teaches and that injection puts into a group.
 
-    It is the column ``completion`` where the row has one, else the solution behind a think block that holds the
-    column ``thinking``, or nothing: the prompts ask for both blocks.
+    It is the column ``completion`` where the row has one, else the solution behind a think block that holds
+    the column ``thinking``, or nothing: the prompts ask for both blocks.
     """
     if row.get("completion"):
         return row["completion"]
     return f"<think>{row.get('thinking') or ''}</think>{row['solution']}"
+
+
+def prepared_rows(
+    name: str | None, split: str, image_folder: str | None, settings: Any, processor: Any
+) -> datasets.Dataset:
+    """Rows as trainers take them: checked, in the model's coordinate space, with prompts, none too long.
+
+    Args:
+        name, split, image_folder: as for :func:`load_rows`.
+        settings: with ``coordinates`` (a space), ``min_pixels``, ``max_pixels``, ``system_prompt``,
+            ``max_prompt_length`` (or None) and ``skip_long_prompts``.
+        processor: the model's.
+
+    Raises:
+        UserError: see :func:`load_rows`, :func:`virft.data.coordinates.convert_rows`, :func:`drop_long`.
+    """
+    if not name:
+        raise UserError("--dataset_name is missing; give a file, a folder or a Hub id")
+    rows = load_rows(name, split, image_folder)
+    rows = convert_rows(rows, settings.coordinates, settings.min_pixels, settings.max_pixels)
+    rows = to_prompts(rows, settings.system_prompt or None)
+    if settings.max_prompt_length is None:
+        return rows
+    rows, dropped = drop_long(rows, processor, settings.max_prompt_length, settings.skip_long_prompts)
+    if dropped:
+        logger.warning("%s: %d rows above --max_prompt_length were left out", name, dropped)
+    return rows
+
+
+def data_summary(rows: datasets.Dataset, name: str, split: str) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the rows."""
+    return {"name": name, "split": split, "rows": len(rows), "hash": data_hash(rows)}
 
 
 def data_hash(rows: datasets.Dataset) -> str:
@@ -168,15 +207,11 @@ def _image_lists(table: pa.Table, column: str | None, folder: Path | None, name:
     if pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type):
         return values.cast(pa.list_(image)).fill_null([])
     rows = [[] if v in (None, "") else [v] if isinstance(v, str) else v for v in values.to_pylist()]
-    bad = [
-        n
-        for n, row in enumerate(rows)
-        if not isinstance(row, list) or any(not isinstance(v, str) for v in row)
-    ]
-    if bad:
-        raise UserError(
-            f"{name}: {named(bad)}: {column!r} must be a path or a list of paths, got {rows[bad[0]]!r}"
-        )
+    for number, row in enumerate(rows):
+        if not isinstance(row, list) or any(not isinstance(v, str) for v in row):
+            raise UserError(
+                f"{name}: row {number}: {column!r} must be a path or a list of paths, got {row!r}"
+            )
     paths = [[{"bytes": None, "path": str((folder or Path()) / path)} for path in row] for row in rows]
     return pa.array(paths, pa.list_(image))
 
@@ -218,3 +253,50 @@ def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> list[list[lis
     if bad:
         raise UserError(f"{name}: {named(bad)}: {first}")
     return sizes
+
+
+def prompt_lengths(rows: datasets.Dataset, processor: Any) -> list[int]:
+    """Tokens of every row's prompt as the model sees it: chat template, text, and each image's visual tokens.
+
+    Args:
+        rows: from :func:`to_prompts`.
+        processor: the model's; its pixel limits decide how many tokens an image takes.
+    """
+    image_processor = processor.image_processor
+    side = image_processor.patch_size * image_processor.merge_size
+    limits = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+    texts, visual = [], []
+    for prompt, sizes in zip(rows["prompt"], rows["image_sizes"], strict=True):
+        *earlier, last = prompt
+        content = [{"type": "image"}] * len(sizes) + [{"type": "text", "text": last["content"]}]
+        messages = [*earlier, {"role": last["role"], "content": content}]
+        texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # Each image's placeholder is one token of the text already.
+        areas = (math.prod(resized((w, h), *limits, side)) // side**2 for w, h in sizes)
+        visual.append(sum(areas) - len(sizes))
+    return [
+        len(ids) + more for ids, more in zip(processor.tokenizer(texts)["input_ids"], visual, strict=True)
+    ]
+
+
+def drop_long(rows: datasets.Dataset, processor: Any, limit: int, skip: bool) -> tuple[datasets.Dataset, int]:
+    """Rows whose prompt has at most ``limit`` tokens, and how many were left out. A prompt is never cut.
+
+    Raises:
+        UserError: a longer prompt and not ``skip``, or no row is left.
+    """
+    lengths = prompt_lengths(rows, processor)
+    long = [number for number, length in enumerate(lengths) if length > limit]
+    if long and not skip:
+        raise UserError(
+            f"{named(long)}: prompt of {lengths[long[0]]} tokens is above --max_prompt_length "
+            f"{limit}; raise it, "
+            "lower --max_pixels, or pass --skip_long_prompts"
+        )
+    if len(long) == len(rows):
+        raise UserError(
+            f"every prompt is above --max_prompt_length {limit}; the shortest has {min(lengths)} tokens"
+        )
+    if long:
+        rows = rows.select([number for number, length in enumerate(lengths) if length <= limit])
+    return rows, len(long)

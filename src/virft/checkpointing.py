@@ -1,0 +1,92 @@
+"""Checkpoints of a Hugging Face Trainer that carry a manifest, written so that a cut leaves a whole one
+behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from virft.checkpoint import Manifest, git_revision, installed_versions, resolve_space, rotate, write_manifest
+from virft.survival import load_progress, save_progress
+
+
+class CarriesManifest:
+    """Mixed into a Trainer, before it in the order of bases; call :meth:`carry` at the end of ``__init__``.
+
+    Every checkpoint gets the processor and generation configuration (by the Trainer), this rank's progress,
+    and last of all ``virft.json``; older checkpoints are deleted only after that. The cache that the
+    Trainer switches off for training is on in what is saved.
+    """
+
+    def carry(self, manifest: Manifest | None, program: str, name: str, use_cache: bool = True) -> None:
+        """Complete a run's manifest with what the trainer knows.
+
+        Args:
+            manifest: what the program knows (task, data, system prompt); None: nothing.
+            program: "grpo" or "sft".
+            name: the model that training starts from.
+            use_cache: the model configuration's setting before the Trainer changed it.
+        """
+        manifest = manifest or Manifest("", 0, 0)
+        size = self.processing_class.image_processor.size
+        config = self.base_model().config
+        self._use_cache = use_cache
+        self.manifest = replace(
+            manifest,
+            space=manifest.space or resolve_space(config, self.args.coordinates),
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+            program=program,
+            model_type=config.model_type,
+            base_model=name,
+            seed=self.args.seed,
+            versions=installed_versions(),
+            git_revision=git_revision(),
+            config=self.args.to_dict(),
+        )
+
+    def base_model(self) -> PreTrainedModel:
+        """The model itself, out of DDP, DeepSpeed and LoRA."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        config = self.base_model().config
+        training, config.use_cache = config.use_cache, self._use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = training
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save weights, processor and generation configuration; where the user calls it, the manifest as
+        well."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_manifest(output_dir or self.args.output_dir, self.manifest)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # The Trainer deletes older checkpoints before this one has its manifest, so it is kept from that.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if not self.args.save_only_model:
+            save_progress(self, folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder, replace(self.manifest, step=self.state.global_step))
+            best = self.state.best_model_checkpoint
+            rotate(self.args.output_dir, limit, keep=[folder, *([Path(best)] if best else [])])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            load_progress(self, checkpoint)

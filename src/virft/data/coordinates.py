@@ -1,0 +1,116 @@
+"""Training rows in the coordinate space that the model writes: prompt, solution and taught replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from virft.boxes import MODEL_SPACES, SPACES, convert, resized
+from virft.errors import UserError
+from virft.parsing import parse_detections, parse_grounding
+from virft.prompts import COORDINATE_PHRASE, in_space
+from virft.types import Box, Detection
+
+if TYPE_CHECKING:
+    import datasets
+
+ROW_SPACE = "norm1000"
+"""The space of rows that do not say otherwise in a column ``coordinates``."""
+
+REPLY_COLUMNS = ("solution", "completion")
+
+
+def convert_rows(
+    rows: datasets.Dataset,
+    target: str,
+    min_pixels: int,
+    max_pixels: int,
+    columns: Sequence[str] = REPLY_COLUMNS,
+) -> datasets.Dataset:
+    """Rows with every box, and the prompt's words about coordinates, in ``target``.
+
+    Args:
+        rows: from :func:`virft.data.training.load_rows`; a column ``coordinates`` names the space of a row.
+        target: a member of :data:`virft.boxes.MODEL_SPACES`.
+        min_pixels, max_pixels: the processor's area limits, which decide the size that ``abs_resized`` means.
+        columns: texts that end in an answer, converted where they hold boxes. Boxes are rounded to integers.
+
+    Raises:
+        UserError: a row in an unknown space, or with boxes but without exactly one image to measure them by.
+    """
+    if target not in MODEL_SPACES:
+        raise UserError(f"--coordinates {target!r} is unknown; choose one of {', '.join(MODEL_SPACES)}")
+    named = "coordinates" in rows.column_names
+    sources = [s or ROW_SPACE for s in rows["coordinates"]] if named else [ROW_SPACE] * len(rows)
+    if all(source == target for source in sources):
+        return rows
+    sizes = rows["image_sizes"]
+    texts = {c: list(rows[c]) for c in ("problem", *columns) if c in rows.column_names}
+    for number, source in enumerate(sources):
+        if source not in SPACES:
+            raise UserError(f"row {number}: coordinates {source!r} unknown; choose from {', '.join(SPACES)}")
+        for column, values in texts.items():
+            if column == "problem":
+                known = source in COORDINATE_PHRASE
+                values[number] = in_space(values[number], source, target) if known else values[number]
+            elif values[number]:
+                try:
+                    size = sizes[number][0] if len(sizes[number]) == 1 else None
+                    values[number] = convert_answer(
+                        values[number], source, target, size, min_pixels, max_pixels
+                    )
+                except ValueError as error:
+                    raise UserError(
+                        f"row {number}: {column} cannot be converted to {target}: {error}"
+                    ) from None
+    for column, values in texts.items():
+        feature = rows.features[column]
+        rows = rows.remove_columns(column).add_column(column, values, feature=feature)
+    if named:
+        feature = rows.features["coordinates"]
+        rows = rows.remove_columns("coordinates").add_column(
+            "coordinates", [target] * len(sources), feature=feature
+        )
+    return rows
+
+
+def convert_answer(
+    text: str, source: str, target: str, image_size: Sequence[int] | None, min_pixels: int, max_pixels: int
+) -> str:
+    """A text that ends in ``<answer>...</answer>`` with the answer's boxes in another space.
+
+    Answers that hold no box (a class name, "No Objects") come back unchanged.
+
+    Args:
+        image_size: [width, height] of the original image in pixels, None where there is not exactly one.
+
+    Raises:
+        ValueError: boxes, but no image to measure them by.
+    """
+    detections, grounded = parse_detections(text), parse_grounding(text)
+    boxes = detections.value if detections.ok else (Detection(grounded.value),) if grounded.ok else ()
+    if source == target or not boxes:
+        return text
+    if image_size is None:
+        raise ValueError("boxes need exactly one image")
+    size = (image_size[0], image_size[1])
+    model_size = resized(size, min_pixels, max_pixels)
+    moved = [Detection(convert(d.box, source, target, size, model_size), d.score) for d in boxes]
+    answer = detection_answer(moved) if detections.ok else grounding_answer(moved[0].box)
+    return f"{text.rpartition('<answer>')[0]}<answer>{answer}</answer>"
+
+
+def detection_answer(detections: Sequence[Detection]) -> str:
+    """Detections as the wire format's list, corners rounded to integers; a missing score is written as 1."""
+    objects = []
+    for detection in detections:
+        score = 1 if detection.score in (None, 1) else f"{detection.score:.2f}"
+        corners = [round(value) for value in detection.box]
+        objects.append(f"{{'Position': {corners}, 'Confidence': {score}}}")
+    return f"[{', '.join(objects)}]"
+
+
+def grounding_answer(box: Box) -> str:
+    """A box as the wire format's two corners, rounded to integers."""
+    x1, y1, x2, y2 = (round(v) for v in box)
+    return f"({x1},{y1}),({x2},{y2})"

@@ -1,0 +1,150 @@
+"""Train with GRPO: ``torchrun --nproc_per_node=8 src/virft/grpo.py --model_name_or_path ... --dataset_name
+...``.
+
+Every flag of the reference's command is accepted with its meaning; ``--help`` lists all. What can be wrong
+with the input is found before any weights are loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    # Run by path, this folder comes first on the path, and its types.py would hide the standard library's.
+    sys.path.pop(0)
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from virft.checkpoint import Manifest, resume_folder
+from virft.data.training import data_summary, named, prepared_rows, target_text
+from virft.errors import UserError, run_program
+from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
+from virft.settings import (
+    ModelArguments,
+    RowArguments,
+    check_model,
+    load_processor,
+    lora_and_quantization,
+    model_options,
+    parse_flags,
+    quiet_libraries,
+    resolve_vision,
+)
+from virft.survival import StopOnSignal
+from virft.trainer import VisualRFTConfig, VisualRFTTrainer
+
+
+@dataclass
+class RewardArguments:
+    """What a reply is worth."""
+
+    task: list[str] = field(
+        default_factory=lambda: ["detection"],
+        metadata={
+            "help": "Chooses the default rewards. Several tasks may be mixed where every row "
+            "names its own in a "
+            f"column 'task'. Known: {', '.join(TASK_REWARDS)}."
+        },
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rewards instead of --task's: names, file.py:function, package.module:function."},
+    )
+    skip_solution_check: bool = field(
+        default=False,
+        metadata={"help": "Start even where a reward does not give its maximum to the solutions themselves."},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, check everything, train, save."""
+    quiet_libraries()
+    train(*parse_flags((RowArguments, RewardArguments, ModelArguments, VisualRFTConfig), argv))
+
+
+def train(
+    rows_args: RowArguments, reward_args: RewardArguments, model: ModelArguments, args: VisualRFTConfig
+) -> None:
+    """One run, from parsed flags to a saved model."""
+    if args.freeze_vision and model.lora_vision:
+        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
+    resolve_vision(args, model.model_name_or_path, check_model(model))
+    resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
+    processor = load_processor(model.model_name_or_path, args, model.model_revision)
+    rows = prepared_rows(
+        rows_args.dataset_name, rows_args.dataset_train_split, rows_args.image_folder, args, processor
+    )
+    rewards = choose_rewards(reward_args, args, rows)
+    held_out = None
+    if args.eval_strategy != "no":
+        name = rows_args.eval_dataset_name or rows_args.dataset_name
+        held_out = prepared_rows(name, rows_args.dataset_test_split, rows_args.image_folder, args, processor)
+    args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
+        args.model_init_kwargs or {}
+    )
+    peft_config, quantization = lora_and_quantization(model)
+    stop = StopOnSignal().install()
+    trainer = VisualRFTTrainer(
+        model.model_name_or_path,
+        rewards,
+        args,
+        rows,
+        held_out,
+        processor,
+        manifest=Manifest(
+            space=args.coordinates,
+            min_pixels=args.min_pixels,
+            max_pixels=args.max_pixels,
+            system_prompt=args.system_prompt or None,
+            task=tuple(reward_args.task),
+            data=data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split),
+        ),
+        target=target_text,
+        callbacks=[stop],
+        peft_config=peft_config,
+        quantization_config=quantization,
+    )
+    trainer.announce()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    stop.exit_if_stopped(trainer)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any) -> list[Any]:
+    """The rewards of a run, each checked to give its maximum to the solutions of its rows.
+
+    Raises:
+        UserError: unknown task or reward, rows without a task where tasks are mixed, weights that do not fit,
+            or a solution that is not worth the maximum.
+    """
+    for task in arguments.task:
+        if task not in TASK_REWARDS:
+            raise UserError(f"--task {task!r} is unknown; choose from {', '.join(TASK_REWARDS)}")
+    if len(arguments.task) > 1:
+        tasks = rows["task"] if "task" in rows.column_names else [None] * len(rows)
+        lost = [number for number, task in enumerate(tasks) if task not in arguments.task]
+        if lost:
+            raise UserError(
+                f"{named(lost)}: column 'task' must be one of {', '.join(arguments.task)} where "
+                f"--task mixes them"
+            )
+    names = arguments.reward_funcs or list(
+        dict.fromkeys(name for task in arguments.task for name in TASK_REWARDS[task])
+    )
+    rewards = load_rewards(names)
+    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
+        raise UserError(
+            f"--reward_weights has {len(args.reward_weights)} numbers for {len(rewards)} rewards "
+            f"({', '.join(names)}); give one each"
+        )
+    if not arguments.skip_solution_check:
+        check_solutions(rewards, rows.remove_columns(["images", "prompt"]))
+    return rewards
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

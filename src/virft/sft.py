@@ -1,0 +1,132 @@
+"""Supervised fine-tuning on the same rows and prompts as GRPO: the baseline, and the warm-up.
+
+``python src/virft/sft.py --model_name_or_path ... --dataset_name ... --output_dir ...``; under torchrun for
+several devices. The model learns a row's target alone, never the prompt: the column ``completion`` where a
+row has one (``--completion_column`` names another), else ``<think>`` + the column ``thinking`` +
+``</think>`` + the solution.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    # Run by path, this folder comes first on the path, and its types.py would hide the standard library's.
+    sys.path.pop(0)
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from virft.checkpoint import Manifest, resume_folder
+from virft.data.training import data_summary, prepared_rows, target_text
+from virft.errors import UserError, run_program
+from virft.held_out import StopAt
+from virft.settings import (
+    ModelArguments,
+    RowArguments,
+    check_model,
+    load_processor,
+    lora_and_quantization,
+    model_options,
+    parse_flags,
+    quiet_libraries,
+    resolve_vision,
+)
+from virft.sft_trainer import VisualSFTConfig, VisualSFTTrainer
+from virft.survival import StopOnSignal
+
+
+@dataclass
+class TargetArguments:
+    """What is taught, and when it is enough."""
+
+    task: str = field(
+        default="detection", metadata={"help": "The task whose metric held-out rows are scored by."}
+    )
+    completion_column: str = field(
+        default="completion", metadata={"help": "Column with whole replies to teach; rows may go without."}
+    )
+    stop_metric: str | None = field(
+        default=None,
+        metadata={"help": "End training when this metric of held-out rows reaches --stop_value."},
+    )
+    stop_value: float | None = field(default=None, metadata={"help": "See --stop_metric."})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, check everything, train, save."""
+    quiet_libraries()
+    train(*parse_flags((RowArguments, TargetArguments, ModelArguments, VisualSFTConfig), argv))
+
+
+def train(
+    rows_args: RowArguments, target: TargetArguments, model: ModelArguments, args: VisualSFTConfig
+) -> None:
+    """One run, from parsed flags to a saved model."""
+    if args.freeze_vision and model.lora_vision:
+        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
+    if (target.stop_metric is None) != (target.stop_value is None):
+        raise UserError("--stop_metric and --stop_value need each other")
+    if target.stop_metric and args.eval_strategy == "no":
+        raise UserError(
+            "--stop_metric needs held-out rows: add --eval_strategy steps --eval_dataset_name ..."
+        )
+    resolve_vision(args, model.model_name_or_path, check_model(model))
+    resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
+    processor = load_processor(model.model_name_or_path, args, model.model_revision)
+    rows = prepared_rows(
+        rows_args.dataset_name, rows_args.dataset_train_split, rows_args.image_folder, args, processor
+    )
+    rows = with_completions(rows, target.completion_column)
+    held_out = None
+    if args.eval_strategy != "no":
+        name = rows_args.eval_dataset_name or rows_args.dataset_name
+        held_out = prepared_rows(name, rows_args.dataset_test_split, rows_args.image_folder, args, processor)
+    args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
+        args.model_init_kwargs or {}
+    )
+    peft_config, quantization = lora_and_quantization(model)
+    stop = StopOnSignal().install()
+    enough = [StopAt(target.stop_metric, target.stop_value)] if target.stop_metric else []
+    trainer = VisualSFTTrainer(
+        model.model_name_or_path,
+        args,
+        rows,
+        held_out,
+        processor,
+        target_text,
+        manifest=Manifest(
+            space=args.coordinates,
+            min_pixels=args.min_pixels,
+            max_pixels=args.max_pixels,
+            system_prompt=args.system_prompt or None,
+            task=(target.task,),
+            data=data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split),
+        ),
+        callbacks=[stop, *enough],
+        peft_config=peft_config,
+        quantization_config=quantization,
+    )
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    stop.exit_if_stopped(trainer)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def with_completions(rows: Any, column: str) -> Any:
+    """Rows whose ``completion`` is the named column."""
+    if column == "completion":
+        return rows
+    if column not in rows.column_names:
+        raise UserError(
+            f"--completion_column {column}: no such column; there are {', '.join(rows.column_names)}"
+        )
+    if "completion" in rows.column_names:
+        rows = rows.remove_columns("completion")
+    return rows.rename_column(column, "completion")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,127 @@
+"""What lets a run stop at any moment and go on as if it had not: order of rows, progress within a generation,
+logs, and signals."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl.trainer.utils import RepeatSampler
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order of rows that depends on (seed, epoch) alone.
+
+    TRL's draws a fresh order from one generator at every pass, so a run resumed in a later epoch would see
+    the first epoch's order again.
+    """
+
+    epoch = 0
+
+    @classmethod
+    def like(cls, sampler: RepeatSampler) -> EpochSampler:
+        """The same sampler, by epoch."""
+        return cls(
+            sampler.data_source,
+            sampler.mini_repeat_count,
+            sampler.batch_size,
+            sampler.repeat_count,
+            sampler.shuffle,
+            sampler.seed,
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch)
+        return super().__iter__()
+
+    def callback(self) -> TrainerCallback:
+        """The callback that tells the sampler which epoch begins."""
+        return _TellEpoch(self)
+
+
+class _TellEpoch(TrainerCallback):
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # A resumed run begins an epoch with a fraction of it done; whole epochs may be off by rounding.
+        self.sampler.epoch = math.floor((state.epoch or 0) + 1e-6)
+
+
+class LogBeforeSave(TrainerCallback):
+    """Log whenever a checkpoint is written, so that no sum towards the next line of the log is lost with
+    it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = control.should_log or control.should_save
+
+    on_epoch_end = on_step_end
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM (a scheduler's warning) finish the step, save a checkpoint and stop; on every rank
+    together."""
+
+    def __init__(self) -> None:
+        self.caught = False
+        self.stopped = False
+
+    def install(self) -> StopOnSignal:
+        """Take the signal over; call it in the main thread."""
+        signal.signal(signal.SIGTERM, self._catch)
+        return self
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self.caught = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        flag = torch.tensor(float(self.caught), device=args.device)
+        if args.world_size > 1:  # the signal may have reached some ranks only; all must stop at one step
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        if flag.item():
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+
+    def exit_if_stopped(self, trainer: Any) -> None:
+        """After ``train()``: where a signal ended it, say how to go on and exit as the signal would have."""
+        if not self.stopped:
+            return
+        if trainer.accelerator.is_main_process:
+            sys.stderr.write(
+                f"stopped by SIGTERM after step {trainer.state.global_step}, checkpoint saved; "
+                "go on with --resume_from_checkpoint auto\n"
+            )
+        sys.exit(128 + signal.SIGTERM)
+
+
+def save_progress(trainer: Any, folder: str | Path) -> None:
+    """Write this rank's place within the current generation: step count, completions still to be learnt
+    from."""
+    if not hasattr(trainer, "_buffered_inputs"):  # SFT has nothing between its steps
+        return
+    cycle = trainer.args.steps_per_generation * trainer.num_iterations
+    unfinished = trainer._buffered_inputs if trainer._step % cycle else None
+    state = {"step": trainer._step, "buffer": unfinished, "metrics": dict(trainer._metrics["train"])}
+    torch.save(state, _progress_file(trainer, folder))
+
+
+def load_progress(trainer: Any, folder: str | Path) -> None:
+    """The inverse of :func:`save_progress`; nothing happens for a checkpoint without the file."""
+    path = _progress_file(trainer, folder)
+    if not path.is_file():
+        return
+    state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+    trainer._step, trainer._buffered_inputs = state["step"], state["buffer"]
+    trainer._metrics["train"] = defaultdict(list, state["metrics"])
+
+
+def _progress_file(trainer: Any, folder: str | Path) -> Path:
+    return Path(folder) / f"progress_{trainer.accelerator.process_index}.pt"

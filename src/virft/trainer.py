@@ -1,0 +1,336 @@
+"""GRPO on Qwen2-VL and Qwen2.5-VL: TRL's trainer with Visual-RFT's meaning of the settings."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import GRPOConfig, GRPOTrainer
+
+from virft.checkpoint import Manifest
+from virft.checkpointing import CarriesManifest
+from virft.errors import UserError
+from virft.held_out import GreedyEvaluation, Metric
+from virft.images import open_rgb
+from virft.rollouts import RolloutLog
+from virft.settings import VisionSettings, default_bf16, load_processor, rename_checkpointing_flag
+from virft.survival import EpochSampler, LogBeforeSave
+
+FEW_GENERATIONS = 4
+"""Below this many completions a group's mean and deviation are mostly noise."""
+
+TRL_COLUMNS = frozenset(
+    {"completion", "completions", "completion_ids", "prompts", "messages", "chosen", "rejected"}
+)
+"""Columns that mean something else to TRL when a row has them."""
+
+
+@dataclass
+class VisualRFTConfig(VisionSettings, GRPOConfig):
+    """TRL's GRPO configuration with Visual-RFT's defaults and its count of the batch.
+
+    ``per_device_train_batch_size`` counts prompts; the configuration converts it to TRL's count,
+    completions, and keeps the prompts in ``prompts_per_device``. Everything else is TRL's.
+    """
+
+    per_device_train_batch_size: int = field(
+        default=1,
+        metadata={"help": "PROMPTS a device takes at once; each becomes --num_generations completions."},
+    )
+    per_device_eval_batch_size: int = field(
+        default=8,
+        metadata={"help": "Held-out prompts that a device answers at once (one greedy reply each)."},
+    )
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={"help": "How many batches of --per_device_train_batch_size prompts make one step."},
+    )
+    completions_per_forward: int | None = field(
+        default=None,
+        metadata={
+            "help": "Send a device's completions through the policy in pieces of this many; same gradient."
+        },
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
+    beta: float = field(default=0.04, metadata={"help": "Weight of the KL term; 0 loads no reference model."})
+    loss_type: str = field(
+        default="grpo",
+        metadata={
+            "help": "grpo (mean over a reply's tokens, then over replies), or any of TRL's loss types."
+        },
+    )
+    max_completion_length: int | None = field(default=1024, metadata={"help": "Longest reply, in tokens."})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "Replies to a held-out prompt."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 mixed precision. Default: on where the GPU has it."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
+    save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Keep this many checkpoints (the best one beside); None keeps all."}
+    )
+    inject_solution: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace one reply of every group by the row's solution, weighted by its probability."
+        },
+    )
+    prompts_per_device: int | None = field(
+        default=None, metadata={"help": "Set by the configuration itself; leave it alone."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_group()
+        if self.prompts_per_device is None:  # else a copy of a configuration would be converted twice
+            self._count_completions()
+        if self.bf16 is None:
+            self.bf16 = default_bf16(self.fp16, self.use_cpu)
+        rename_checkpointing_flag(self)
+        if self.inject_solution and self.use_vllm:
+            raise UserError("--inject_solution and --use_vllm exclude each other; drop one")
+        if self.skip_long_prompts and self.max_prompt_length is None:
+            raise UserError("--skip_long_prompts needs --max_prompt_length")
+        try:
+            super().__post_init__()
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    def _check_group(self) -> None:
+        group = self.num_generations or 0
+        if group < 2:
+            raise UserError(
+                f"--num_generations {group}: a group needs at least 2 replies to be compared; use 8"
+            )
+        if group < FEW_GENERATIONS:
+            warnings.warn(
+                f"--num_generations {group}: advantages of groups below {FEW_GENERATIONS} are mostly noise",
+                stacklevel=3,
+            )
+
+    def _count_completions(self) -> None:
+        self.prompts_per_device = self.per_device_train_batch_size
+        completions = self.prompts_per_device * self.num_generations
+        piece = self.completions_per_forward or completions
+        if piece < 1 or completions % piece:
+            raise UserError(
+                f"--completions_per_forward {piece} does not divide the {completions} completions "
+                f"of a device "
+                f"({self.prompts_per_device} prompts x {self.num_generations})"
+            )
+        # Pieces become micro-batches: TRL accumulates their gradients, and a reply's share of the sum is the
+        # same.
+        pieces = completions // piece
+        self.per_device_train_batch_size = piece
+        self.gradient_accumulation_steps *= pieces
+        if self.steps_per_generation is not None:
+            self.steps_per_generation *= pieces
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions that one optimizer step learns from, on all devices together."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Prompts that one optimizer step learns from, on all devices together."""
+        return self.completions_per_step // self.num_generations
+
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts whose completions are sampled together; rows that do not fill a last one are left out."""
+        return self.generation_batch_size // self.num_generations
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps of one pass over ``rows`` rows (num_iterations visits each generation so often)."""
+        batches = rows // self.prompts_per_generation * self.steps_per_generation * self.num_iterations
+        return -(-batches // self.gradient_accumulation_steps)
+
+
+class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
+    """GRPO for vision-language models.
+
+    Rows hold ``prompt`` (conversation), ``images`` (undecoded, see :func:`virft.images.open_rgb`) and any
+    columns; rewards are TRL-style callables over the columns. The trainer knows no task.
+
+    Args:
+        model: a model folder or Hub id, or a loaded model.
+        reward_funcs: callables ``reward(completions, **columns)``.
+        args: the configuration; its open choices (pixels, coordinates) take the defaults where still open.
+        train_dataset, eval_dataset: rows.
+        processing_class: a processor; by default the model's, with the configuration's pixel limits.
+        manifest: what is written beside every checkpoint, completed with what the trainer knows.
+        metric: task metric of evaluation during training: (rows, replies) -> {name: number}.
+        target: the text of a row that ``inject_solution`` puts into its group.
+        others: keyword arguments of :class:`trl.GRPOTrainer`.
+
+    Raises:
+        UserError: fewer rows than one generation takes, or an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Callable | list[Callable],
+        args: VisualRFTConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: ProcessorMixin | None = None,
+        *,
+        manifest: Manifest | None = None,
+        metric: Metric | None = None,
+        target: Callable[[Mapping[str, Any]], str] | None = None,
+        **others: Any,
+    ) -> None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        if processing_class is None:
+            processing_class = load_processor(name, args)
+        if len(train_dataset) < args.prompts_per_generation:
+            raise UserError(
+                f"{len(train_dataset)} rows are fewer than the {args.prompts_per_generation} prompts of one "
+                "generation; lower --per_device_train_batch_size, --gradient_accumulation_steps "
+                "or the processes"
+            )
+        use_cache = isinstance(model, str) or model.config.use_cache
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **others,
+        )
+        self.metric, self._target = metric, target
+        self.carry(manifest, "grpo", str(name), use_cache)
+        self._rollouts = RolloutLog.from_environment(args.output_dir, self.accelerator.process_index)
+        self._rows: list[Mapping[str, Any]] = []
+        if args.freeze_vision:
+            self.base_model().model.visual.requires_grad_(False)
+        self.add_callback(LogBeforeSave())
+        self._check_sampling()
+
+    # --- what a run is made of
+
+    def _check_sampling(self) -> None:
+        """Assert that what ``generate`` resolves to is what was asked for, not the model's own defaults."""
+        if self.use_vllm:
+            return
+        resolved, _ = self.base_model()._prepare_generation_config(self.generation_config)
+        asked = {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "num_beams": 1,
+            "use_cache": True,
+        } | (self.args.generation_kwargs or {})
+        wrong = {k: getattr(resolved, k) for k, v in asked.items() if getattr(resolved, k, None) != v}
+        assert not wrong, f"generation resolved to {wrong}, asked for {asked}"
+        self.sampling = asked
+
+    # --- rows and rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = self._decoded(inputs)
+        inputs = [{k: v for k, v in row.items() if k not in TRL_COLUMNS} for row in self._rows]
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate(self, prompts: list) -> tuple:
+        # A text-only row of a mixed batch comes out with None for its images, which the processor refuses.
+        *generated, images, tool_images = super()._generate(prompts)
+        if images is not None:
+            images = [row or [] for row in images]
+        return *generated, images, tool_images
+
+    def _decoded(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Rows with RGB images; a group's rows share one decoded image."""
+        opened: dict[Any, Any] = {}
+        decoded = []
+        for row in rows:
+            images = []
+            for image in row.get("images") or ():
+                if isinstance(image, Mapping):
+                    key = (image["path"], image["bytes"])
+                    images.append(opened[key] if key in opened else opened.setdefault(key, open_rgb(image)))
+                else:
+                    images.append(open_rgb(image))
+            decoded.append({**row, "images": images})
+        return decoded
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        replies = [completion[0]["content"] for completion in completions]
+        start = self.accelerator.process_index * len(replies)
+        local = rewards[start : start + len(replies)]
+        if self._rollouts is not None:
+            self._rollouts.write(self.state.global_step, inputs, replies, self.reward_func_names, local)
+        if self.model.training:
+            group = self.num_generations
+            everyone = gather_object(replies)
+            groups = [everyone[i : i + group] for i in range(0, len(everyone), group)]
+            unique = sum(len(set(g)) for g in groups) / len(everyone)
+            self._metrics["train"]["completions/unique_ratio"].append(unique)
+        return rewards
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = EpochSampler.like(super()._get_train_sampler(dataset))
+        self.add_callback(sampler.callback())
+        return sampler
+
+    # --- what the user reads at the start
+
+    def describe(self) -> str:
+        """What this run will do: batch arithmetic, sampling, coordinates, trainable parameters."""
+        args, rows = self.args, len(self.train_dataset)
+        left_out = rows % args.prompts_per_generation
+        lines = [
+            f"rows              {rows}" + (f" ({left_out} of each epoch left out)" if left_out else ""),
+            f"prompts/step      {args.prompts_per_step} = {args.world_size} devices x "
+            f"{args.prompts_per_device} "
+            f"prompts x {args.prompts_per_step // args.world_size // args.prompts_per_device} accumulation",
+            f"completions/step  {args.completions_per_step} ({args.num_generations} a prompt, "
+            f"{args.per_device_train_batch_size} a forward)",
+            f"steps/epoch       {args.steps_per_epoch(rows)}",
+            f"coordinates       {self.manifest.space}",
+            f"pixels            {self.manifest.min_pixels}..{self.manifest.max_pixels} an image",
+            "sampling          "
+            + (", ".join(f"{k} {v}" for k, v in self.sampling.items()) if not self.use_vllm else "vLLM"),
+            f"rewards           {', '.join(self.reward_func_names)}",
+            trainable_table(self.base_model()),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def announce(self) -> None:
+        """Print :meth:`describe` once, on the main process."""
+        if self.accelerator.is_main_process:
+            sys.stdout.write(self.describe())
+            sys.stdout.flush()
+
+
+def trainable_table(model: PreTrainedModel) -> str:
+    """Trainable and all parameters by part of the model, as lines of text."""
+    parts = {"vision": "visual", "language": "language_model", "head": "lm_head"}
+    counts = {part: [0, 0] for part in (*parts, "other")}
+    for name, parameter in model.named_parameters():
+        part = next((part for part, word in parts.items() if word in name), "other")
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        counts[part][1] += size
+        counts[part][0] += size if parameter.requires_grad else 0
+    rows = [f"  {part:<10}{t:>16,} of {a:>16,}" for part, (t, a) in counts.items() if a]
+    total = [sum(c[i] for c in counts.values()) for i in (0, 1)]
+    return "\n".join(["trainable parameters", *rows, f"  {'all':<10}{total[0]:>16,} of {total[1]:>16,}"])
