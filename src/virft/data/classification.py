@@ -20,6 +20,8 @@ from virft.types import Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
+LIST_SUFFIXES = (".csv", ".json", ".jsonl")
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -291,16 +293,22 @@ def with_classes(
     """The set under the names of a class list, matched by what a reply can tell apart (case, hyphens ...).
 
     Raises:
-        UserError: a class of the set that the list lacks, or (with images) the list's that the set lacks.
+        UserError: a class of the set that the list lacks.
     """
-    listed = {parsing.normalize_class(name): name for name in classes}
-    missing = sorted({label for _, label in images.items if parsing.normalize_class(label) not in listed})
+    listed = by_reading(classes)
+    names = {label: listed.get(parsing.normalize_class(label)) for _, label in images.items}
+    missing = sorted(label for label, name in names.items() if name is None)
     if missing:
         raise UserError(
             f"{images.name}: {len(missing)} classes are not in the class list, e.g. {missing[0]!r}"
         )
-    items = tuple((path, listed[parsing.normalize_class(label)]) for path, label in images.items)
+    items = tuple((path, names[label]) for path, label in images.items)
     return ImageSet(images.name, tuple(classes), items, dict(aliases))
+
+
+def by_reading(classes: Iterable[str]) -> dict[str, str]:
+    """What a reply's class is compared by (:func:`virft.parsing.normalize_class`) -> the class."""
+    return {parsing.normalize_class(name): name for name in classes}
 
 
 def classification_samples(

@@ -1,5 +1,4 @@
-"""Classification numbers: strict accuracy beside the paper's lenient rule, per class, and the frequent
-mistakes."""
+"""Classification numbers: strict accuracy beside the paper's lenient rule, classes, frequent mistakes."""
 
 from __future__ import annotations
 
@@ -11,11 +10,13 @@ from virft import parsing
 from virft.errors import UserError
 from virft.types import Prediction
 
+NUMBERS = ("accuracy", "accuracy_paper_rule", "mean_class_accuracy", "images", "off_list", "reasons")
+"""The fields of :class:`ClassificationScore` that are not tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """One class: how many images, and how many of their replies were right, right by the paper's rule,
-    unreadable."""
+    """One class: how many images, and how many replies were right, right by the paper's rule, unreadable."""
 
     name: str
     images: int

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from virft import boxes, parsing
 from virft.errors import UserError
-from virft.types import Box, Prediction
+from virft.types import Box, Prediction, Sample
 
 if TYPE_CHECKING:
     import numpy as np
 
 RIGHT_IOU = 0.5
 """The box IoU from which :attr:`BoxScore.accuracy` counts an answer as right."""
+
+
+MISSING, INVERTED, OUTSIDE = "missing", "inverted_box", "outside_image"
+"""Reasons beside the reader's: no reply at all, corners that enclose nothing, a box beside the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,12 @@ class BoxScore:
     """Numbers in [0, 1] over the questions that have a true box.
 
     Attributes:
-        miou: mean IoU; a reply without a readable box counts 0.
+        miou: mean IoU; a missing or unreadable reply counts 0.
         miou_readable: mean IoU of the readable replies alone, the reference's way; None where there is none.
         accuracy: share of questions with IoU >= :data:`RIGHT_IOU`.
-        questions: how many questions had a true box.
-        without_truth: how many had none and are left out.
-        reasons: reason code -> count over the questions.
+        questions: how many questions have a true box.
+        without_truth: how many have none and are left out.
+        reasons: reason code -> count over the questions; "ok" counts the readable ones.
         rows: one per question, in the order given.
     """
 
@@ -52,55 +56,99 @@ class BoxScore:
     rows: tuple[BoxRow, ...] = field(repr=False)
 
 
-def predicted_box(prediction: Prediction) -> tuple[Box | None, str]:
-    """The box of a grounding reply in pixels of the image, clipped to it, and the reader's reason code.
+def predicted_box(prediction: Prediction | None) -> tuple[Box | None, str]:
+    """The box of a grounding reply in pixels, clipped to the image, and "ok" or why there is none.
 
     Raises:
-        ValueError: the prediction lacks the image's size.
+        UserError: the prediction lacks a size that its coordinate space needs.
     """
+    if prediction is None:
+        return None, MISSING
     parsed = parsing.parse_grounding(prediction.reply)
     if not parsed.ok:
         return None, parsed.reason
-    box = boxes.convert(
-        parsed.value, prediction.space, "pixels", prediction.image_size, prediction.model_size
-    )
-    width, height = prediction.image_size
-    x1, x2 = (min(max(x, 0.0), float(width)) for x in (box.x1, box.x2))
-    y1, y2 = (min(max(y, 0.0), float(height)) for y in (box.y1, box.y2))
-    return Box(x1, y1, x2, y2), parsed.reason
+    if prediction.image_size is None:
+        raise UserError(f"prediction {prediction.id!r} lacks the size of its image")
+    size = prediction.image_size
+    try:
+        box = boxes.convert(parsed.value, prediction.space, "pixels", size, prediction.model_size)
+    except ValueError as error:
+        raise UserError(f"prediction {prediction.id!r}: {error}") from error
+    if boxes.area(box) <= 0:
+        return None, INVERTED
+    inside = Box(*(min(max(v, 0.0), float(limit)) for v, limit in zip(box, size * 2, strict=True)))
+    return (inside, "ok") if boxes.area(inside) > 0 else (None, OUTSIDE)
 
 
-def score_boxes(predictions: Iterable[Prediction], rule: str = "all") -> BoxScore:
-    """Mean box IoU (paper sec. 4: LISA mIoU) of replies against ``meta["boxes"][rule]``, in pixels.
+def by_id(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+    """Predictions by the id of their sample.
 
     Raises:
-        UserError: a prediction whose meta holds no truth, or no prediction at all.
+        UserError: a prediction that belongs to no sample, so that the file belongs to another data set.
     """
-    rows: list[BoxRow] = []
-    without_truth = 0
-    for prediction in predictions:
-        truths = prediction.meta.get("boxes")
-        if not isinstance(truths, dict) or rule not in truths:
-            raise UserError(f"prediction {prediction.id!r} holds no true box for rule {rule!r} in its meta")
-        if truths[rule] is None:
-            without_truth += 1
+    known = {sample.id for sample in samples}
+    found = {prediction.id: prediction for prediction in predictions}
+    unknown = [identity for identity in found if identity not in known]
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} predictions belong to none of the {len(known)} questions of these annotations, "
+            f"the first is {unknown[0]!r}; check --annotations"
+        )
+    return found
+
+
+def score_boxes(samples: Sequence[Sample], predictions: Iterable[Prediction], rule: str = "all") -> BoxScore:
+    """Mean box IoU (LISA mIoU of the paper), in pixels.
+
+    Args:
+        samples: the questions; ``meta["boxes"][rule]`` is the true box in pixels, or None.
+        predictions: their replies, in any order; missing ones count 0.
+        rule: which truth.
+
+    Raises:
+        UserError: no question with a true box, or see :func:`by_id` and :func:`predicted_box`.
+    """
+    replies = by_id(samples, predictions)
+    rows = []
+    for sample in samples:
+        if sample.meta["boxes"][rule] is None:
             continue
-        truth = Box(*truths[rule])
-        predicted, reason = predicted_box(prediction)
+        truth = Box(*sample.meta["boxes"][rule])
+        predicted, reason = predicted_box(replies.get(sample.id))
         overlap = boxes.iou(predicted, truth) if predicted is not None else 0.0
-        rows.append(BoxRow(prediction.id, predicted, truth, overlap, reason))
+        rows.append(BoxRow(sample.id, predicted, truth, overlap, reason))
     if not rows:
-        raise UserError("no prediction with a true box to score")
+        raise UserError("no question has a true box to score against")
     readable = [row.iou for row in rows if row.predicted is not None]
     return BoxScore(
         miou=sum(row.iou for row in rows) / len(rows),
         miou_readable=sum(readable) / len(readable) if readable else None,
         accuracy=sum(row.iou >= RIGHT_IOU for row in rows) / len(rows),
         questions=len(rows),
-        without_truth=without_truth,
-        reasons=dict(Counter(row.reason for row in rows)),
+        without_truth=len(samples) - len(rows),
+        reasons=dict(Counter(row.reason for row in rows).most_common()),
         rows=tuple(rows),
     )
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A bool array (height, width) as COCO's compressed RLE: {"size": [height, width], "counts": text}."""
+    import numpy as np
+    from faster_coco_eval.core import mask as rle
+
+    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    counts = encoded["counts"]
+    return {
+        "size": [int(v) for v in encoded["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
+
+
+def decode_mask(encoded: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of :func:`encode_mask`."""
+    from faster_coco_eval.core import mask as rle
+
+    return rle.decode(dict(encoded)).astype(bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,24 @@
+"""Ask a Qwen2-VL or Qwen2.5-VL for the box that an instruction means. Edit the defaults, or pass flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virft.errors import run_program
+from virft.evaluate import lisa
+from virft.evaluate.flags import parse
+
+
+@dataclass
+class Settings(lisa.Settings):
+    """Ask a model for the box that an instruction means, in the images of a ReasonSeg split."""
+
+    model_path: str = "Qwen/Qwen2-VL-2B-Instruct"
+    annotations: str = "data/ReasonSeg/val"  # or data/ReasonSeg/test
+    instructions: str = "first"  # all asks every instruction of an image
+    output: str = "lisa_evaluation/predictions.jsonl"
+    batch_size: int = 8
+
+
+if __name__ == "__main__":
+    run_program(lambda: lisa.ask(parse(Settings)))

@@ -1,0 +1,113 @@
+"""The questions of a ReasonSeg split, and mean IoU of the boxes in the replies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from virft import prompts
+from virft.data import lisa as data
+from virft.errors import UserError
+from virft.evaluate import protocol
+from virft.evaluate.asking import hash_of, spread
+from virft.evaluate.protocol import say
+from virft.metrics import grounding as metrics
+from virft.predictions import load_meta, load_predictions
+from virft.types import Sample
+
+INSTRUCTIONS = ("first", "all")
+
+
+@dataclass
+class ScoreSettings:
+    """Score the boxes of replies: mean IoU on a ReasonSeg split."""
+
+    annotations: str = field(
+        default="data/ReasonSeg/val", metadata={"help": "Folder of the split: the truth."}
+    )
+    predictions: str = field(
+        default="predictions.jsonl", metadata={"help": "predictions.jsonl of the inference program."}
+    )
+    output: str | None = field(default=None, metadata={"help": "Where to write the numbers as JSON."})
+    truth: str = field(
+        default="all",
+        metadata={"help": "all target polygons, LISA's rule; or first_shape of a file, the reference's."},
+    )
+
+
+def questions(
+    annotations: str, instructions: str = "first", max_images: int | None = None
+) -> tuple[list[Sample], dict[str, Any]]:
+    """The samples of a split, and the part of the protocol that says which they are."""
+    if instructions not in INSTRUCTIONS:
+        raise UserError(
+            f"--instructions {instructions!r} is unknown; choose one of {', '.join(INSTRUCTIONS)}"
+        )
+    read = data.read_split(annotations)
+    samples = spread(data.grounding_samples(read, instructions), max_images)
+    stated = {
+        "suite": "lisa",
+        "annotations": annotations,
+        "annotations_sha256": hash_of(annotation.path for annotation in read),
+        "instructions": instructions,
+        "max_images": max_images,
+        "prompt": prompts.grounding("{instruction}"),
+    }
+    return samples, stated
+
+
+def check_rule(rule: str) -> None:
+    """Refuse an unknown truth. Raises UserError naming the flag."""
+    if rule not in data.TRUTH_RULES:
+        raise UserError(f"--truth {rule!r} is unknown; choose one of {', '.join(data.TRUTH_RULES)}")
+
+
+def asked(annotations: str, meta: Mapping[str, Any] | None) -> list[Sample]:
+    """The samples that a run asked, by its protocol; without one the first instruction of every image."""
+    meta = meta or {}
+    return questions(annotations, meta.get("instructions", "first"), meta.get("max_images"))[0]
+
+
+def score(settings: ScoreSettings) -> dict[str, Any]:
+    """Score boxes; print the numbers; write ``settings.output``.
+
+    Returns:
+        The fields of :class:`virft.metrics.grounding.BoxScore` with its rows as dictionaries, and
+        ``protocol``.
+
+    Raises:
+        UserError: a file that is missing or of another kind, predictions of another split.
+    """
+    check_rule(settings.truth)
+    predictions = load_predictions(settings.predictions)
+    meta = load_meta(settings.predictions)
+    scored = metrics.score_boxes(asked(settings.annotations, meta), predictions, settings.truth)
+    numbers = dataclasses.asdict(scored)
+    numbers["protocol"] = {
+        "predictions": settings.predictions,
+        "annotations": settings.annotations,
+        "truth": settings.truth,
+        "inference": meta,
+    }
+    say(box_table(numbers))
+    if settings.output:
+        protocol.write_json(settings.output, numbers)
+        say(f"written to {settings.output}")
+    return numbers
+
+
+def box_table(numbers: Mapping[str, Any]) -> str:
+    """The box numbers as text, in percent."""
+    unread = {code: n for code, n in numbers["reasons"].items() if code != "ok"}
+    readable = numbers["miou_readable"]
+    lines = [
+        f"{numbers['questions']:,} questions ({numbers['without_truth']} without a target left out), "
+        f"truth: {numbers['protocol']['truth']}",
+        f"mIoU          {100 * numbers['miou']:6.2f}",
+        f"IoU >= {metrics.RIGHT_IOU}    {100 * numbers['accuracy']:6.2f}",
+        f"mIoU of the readable replies {'-' if readable is None else format(100 * readable, '.2f')}",
+        f"without a box {protocol.reasons(unread)}",
+    ]
+    return "\n".join(lines)
