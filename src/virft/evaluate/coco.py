@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from virft import prompts
+from virft.boxes import convert
 from virft.data import coco
 from virft.errors import UserError
 from virft.evaluate import protocol
+from virft.evaluate.asking import ask as ask_model
+from virft.evaluate.asking import scores_path
+from virft.evaluate.pictures import Panel
 from virft.evaluate.protocol import say
 from virft.inference_settings import InferenceSettings
 from virft.metrics import detection
 from virft.parsing import parse_detections
 from virft.predictions import load_meta, load_predictions
-from virft.types import Prediction, Sample
+from virft.types import Detection, Prediction, Sample
 
 
 @dataclass
@@ -105,16 +109,12 @@ def ask(settings: Settings) -> list[Prediction]:
     Raises:
         UserError: see :func:`virft.data.coco.detection_samples` and :func:`virft.infer.run`.
     """
-    from virft import infer
-    from virft.checkpoint import resolve_space
-
-    infer.check(settings)
-    space = resolve_space(settings.model_path, settings.coordinates)
-    samples, stated = questions(settings, space)
-    protocol.announce(settings, space, samples)
-    predictions = infer.run(samples, settings, stated, read=lambda reply: parse_detections(reply).reason)
-    protocol.summarize(settings, score_command(settings))
-    return predictions
+    return ask_model(
+        settings,
+        lambda space: questions(settings, space),
+        lambda reply: parse_detections(reply).reason,
+        score_command(settings),
+    )
 
 
 def score_command(settings: Settings) -> str:
@@ -164,14 +164,52 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Ask, then score; the numbers stand beside the replies in ``<output stem>.scores.json``."""
     ask(settings)
-    output = Path(settings.output)
     return score(
         ScoreSettings(
             annotations=settings.annotations,
             predictions=settings.output,
-            output=str(output.with_name(output.stem + ".scores.json")),
+            output=str(scores_path(settings.output)),
         )
     )
+
+
+def panels(
+    annotations: str, image_folder: str, predictions: str, count: int = 8, best: bool = False
+) -> list[Panel]:
+    """The questions with the lowest IoU (or the highest) as pictures to look at.
+
+    Args:
+        annotations, image_folder, predictions: as for :func:`ask` and :func:`score`; predictions are replies.
+        count: how many.
+        best: the highest instead; questions without object and box are left out.
+    """
+    content = coco.load_annotations(annotations)
+    truth = detection.make_truth(content)
+    asked = load_predictions(predictions)
+    results = detection.from_replies(asked, truth)
+    by_pair = {
+        (truth.image_ids.get(str(p.meta["image_id"])), truth.category_ids.get(str(p.meta["category_id"]))): p
+        for p in asked
+    }
+    ious = detection.question_ious(results, truth)
+    objects = truth.boxes()
+    boxes: dict[detection.Pair, list[Detection]] = {}
+    for box in results.boxes:
+        found = Detection(convert(box["bbox"], "xywh", "pixels"), box["score"])
+        boxes.setdefault((box["image_id"], box["category_id"]), []).append(found)
+    worth_a_look = [pair for pair in ious if pair in objects or pair in boxes]
+    chosen = sorted(worth_a_look, key=ious.__getitem__, reverse=best)[:count]
+    lvis = coco.is_lvis(content)
+    return [
+        Panel(
+            image=coco.image_path(truth.images[pair[0] - 1], image_folder, lvis),
+            title=f"{by_pair[pair].meta['category']}: IoU {ious[pair]:.2f}",
+            truth=tuple(objects.get(pair, ())),
+            predicted=tuple(boxes.get(pair, ())),
+            reply=by_pair[pair].reply,
+        )
+        for pair in chosen
+    ]
 
 
 def read_predictions(path: str) -> tuple[list[Prediction] | None, Sequence[Mapping[str, Any]] | None]:
