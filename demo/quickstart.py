@@ -51,7 +51,8 @@ class Recipe:
         warmup_scenes, rows, validation, heldout: scenes of each split; ``rows`` are GRPO's and its rival's.
         warmup_batch, warmup_lr, warmup_rise: completions a step, learning rate, steps to reach it.
         warmup_steps, warmup_more, warmup_most: steps at first, further steps a round, and the limit.
-        enough: mean IoU on validation scenes at which the warm-up ends, so that something is left to learn.
+        enough: mean IoU on validation scenes at which the warm-up ends. Earlier the model has not yet learnt
+            where things are, and GRPO cannot reward what is never sampled; later little is left to gain.
         sft_steps, sft_batch, sft_lr: the rival, supervised fine-tuning on GRPO's rows.
         grpo_steps, prompts, group, grpo_lr: GRPO's steps, prompts a step, completions a prompt, first rate.
         tokens: the longest completion.
@@ -65,14 +66,14 @@ class Recipe:
     warmup_batch: int = 64
     warmup_lr: float = 1e-3
     warmup_rise: int = 50
-    warmup_steps: int = 300
+    warmup_steps: int = 350
     warmup_more: int = 50
     warmup_most: int = 600
-    enough: float = 0.55
+    enough: float = 0.75
     sft_steps: int = 150
     sft_batch: int = 64
     sft_lr: float = 1e-5
-    grpo_steps: int = 150
+    grpo_steps: int = 100
     prompts: int = 16
     group: int = 8
     grpo_lr: float = 3e-5

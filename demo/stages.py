@@ -169,14 +169,14 @@ class Journal:
         bar.close()
         if code:
             raise StageFailed(
-                f"stage {stage.name!r} failed (exit code {code}). The end of what it said:\n\n"
+                f"stage {stage.name!r} failed (exit code {code}):\n\n"
                 + "\n".join(f"    {line}" for line in tail)
                 + f"\n\nAll of it: {path}"
             )
         return output
 
     def _follow(self, words: list[str], file: IO[bytes], bar: Bar) -> tuple[int, str, list[str]]:
-        """Run to the end; the exit code, stdout and the last lines of both streams."""
+        """Run to the end; the exit code, stdout, and the errors it named, else the last lines it wrote."""
         held = (self.lock.fileno(),) if self.lock else ()
         # The lock goes to the program too: while it lives no second run starts in this folder.
         process = subprocess.Popen(
@@ -188,7 +188,7 @@ class Journal:
             start_new_session=True,
             pass_fds=held,
         )
-        output, tail = bytearray(), deque[str](maxlen=25)
+        output, tail, errors = bytearray(), deque[str](maxlen=25), deque[str](maxlen=25)
         try:
             with selectors.DefaultSelector() as streams:
                 for stream in (process.stdout, process.stderr):
@@ -203,10 +203,14 @@ class Journal:
                         if key.fileobj is process.stdout:
                             output += chunk
                         lines = re.split(r"[\r\n]+", chunk.decode(errors="replace"))
-                        tail.extend(line for line in lines if line.strip() and not STEPS.search(line))
+                        told = [line for line in lines if line.strip() and not STEPS.search(line)]
+                        tail.extend(told)
+                        errors.extend(line for line in told if line.startswith("error: "))
                         bar.read(lines)
                     bar.draw()
-            return process.wait(), output.decode(errors="replace"), list(tail)
+            # Under torchrun every process says what is wrong, and then torchrun says a page about it.
+            said = list(dict.fromkeys(errors)) or list(tail)
+            return process.wait(), output.decode(errors="replace"), said
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)

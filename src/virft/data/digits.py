@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from virft import prompts
 from virft.boxes import convert
+from virft.data.coordinates import detection_answer
 from virft.errors import UserError
-from virft.types import Box
+from virft.types import Box, Detection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,6 @@ THOUGHTS: Mapping[str, str] = MappingProxyType(
 CLASSIFICATION_SUBJECT = ("a handwritten digit", "name of the digit")
 """The arguments of :func:`virft.prompts.classification` for these rows."""
 
-SOLUTION_CONFIDENCE = "1"
 SETTINGS_FILE = "digits.json"
 INK = 0.25
 """Scans are cropped to the pixels above this share of full ink."""
@@ -247,15 +247,9 @@ def draw(scenes: Scenes, index: int) -> Scene:
     return Scene(Image.fromarray(pixels), digit, tuple(boxes))
 
 
-def answer(boxes: Sequence[Sequence[float]], confidences: Sequence[str]) -> str:
-    """The answer that the detection prompt asks for: boxes in thousandths, each with its confidence."""
-    if not boxes:
-        return prompts.NO_OBJECTS
-    texts = (
-        f"{{'Position': [{', '.join(f'{corner:.0f}' for corner in box)}], 'Confidence': {confidence}}}"
-        for box, confidence in zip(boxes, confidences, strict=True)
-    )
-    return f"[{', '.join(texts)}]"
+def answer(detections: Sequence[Detection]) -> str:
+    """What stands between the answer tags: "No Objects" without detections."""
+    return detection_answer(detections) if detections else prompts.NO_OBJECTS
 
 
 def _texts(scenes: Scenes, index: int, scene: Scene) -> dict[str, str]:
@@ -268,8 +262,8 @@ def _texts(scenes: Scenes, index: int, scene: Scene) -> dict[str, str]:
         tenths = [round(10 * bound) for bound in scenes.confidence]
         drawn = _rng(scenes, index, 1).integers(tenths[0], tenths[1] + 1, size=len(scene.boxes))
         problem = prompts.detection(name)
-        solution = answer(scene.boxes, [SOLUTION_CONFIDENCE] * len(scene.boxes))
-        replied = answer(scene.boxes, [f"{tenth / 10:.2f}" for tenth in drawn])
+        solution = answer([Detection(box) for box in scene.boxes])
+        replied = answer([Detection(b, tenth / 10) for b, tenth in zip(scene.boxes, drawn, strict=True)])
     thought = THOUGHTS[scenes.task].format(name)
     return {
         "problem": problem,
