@@ -1,4 +1,7 @@
-"""Ask a Qwen2-VL or Qwen2.5-VL for the box that an instruction means. Edit the defaults, or pass flags."""
+"""Ask a Qwen2-VL or Qwen2.5-VL for the box that an instruction means, and print the mean IoU.
+
+Edit the defaults and run it, or pass them as flags.
+"""
 
 from __future__ import annotations
 
@@ -21,4 +24,4 @@ class Settings(lisa.Settings):
 
 
 if __name__ == "__main__":
-    run_program(lambda: lisa.ask(parse(Settings)))
+    run_program(lambda: lisa.evaluate(parse(Settings)))

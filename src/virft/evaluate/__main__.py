@@ -13,6 +13,12 @@ from virft.evaluate.flags import parse
 SUITES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "coco": ("virft.evaluate.coco", "object detection on COCO or your own COCO-format annotations"),
+        "lvis": ("virft.evaluate.lvis", "object detection on LVIS"),
+        "classification": (
+            "virft.evaluate.classification",
+            "fine-grained classification, or your own images",
+        ),
+        "lisa": ("virft.evaluate.lisa", "reasoning grounding on LISA's ReasonSeg, with masks through SAM"),
     }
 )
 """Suite -> (module, what it is). A module has a dataclass ``Settings`` and ``evaluate(settings)``."""

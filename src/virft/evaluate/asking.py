@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def spread(samples: Sequence[Sample], max_images: int | None) -> list[Sample]:
     if max_images is None or max_images >= len(samples):
         return list(samples)
     return [samples[number * len(samples) // max_images] for number in range(max_images)]
+
+
+def leads() -> bool:
+    """Whether this is the only process, or the first of torchrun's."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def scores_path(predictions: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,15 @@ class ScoreSettings:
     )
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How AP is counted and which of its numbers a table shows: COCO's rules, unless others are given."""
+
+    precision: Callable[[detection.Results, detection.Truth], dict[str, Any]] = detection.average_precision
+    names: tuple[str, ...] = detection.COCO_NUMBERS
+    recall: str = "AR100"
+
+
 def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, Any]]:
     """The samples of a run, and the part of its protocol that says which they are."""
     if settings.max_images is not None and settings.max_images < 1:
@@ -123,8 +132,12 @@ def score_command(settings: Settings) -> str:
     return f"python coco_evaluation/coco_evaluation.py {paths}"
 
 
-def score(settings: ScoreSettings) -> dict[str, Any]:
+def score(settings: ScoreSettings, rules: Rules | None = None) -> dict[str, Any]:
     """Score a file of replies or results; print the table; write ``settings.output``.
+
+    Args:
+        settings: what to score.
+        rules: of AP; COCO's by default.
 
     Returns:
         What :func:`virft.metrics.detection.evaluate` gives, and ``protocol``: how the replies were made.
@@ -143,7 +156,8 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         results = detection.from_replies(replies, truth, settings.missing_score)
     else:
         results = detection.from_coco_results(entries, truth, settings.missing_score)
-    numbers = detection.evaluate(results, truth)
+    rules = rules or Rules()
+    numbers = detection.evaluate(results, truth, rules.precision)
     numbers["protocol"] = {
         "predictions": settings.predictions,
         "annotations": settings.annotations,
@@ -152,7 +166,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         "missing_score": settings.missing_score,
         "inference": meta,
     }
-    say(table(numbers))
+    say(table(numbers, rules))
     if settings.coco_results:
         protocol.write_json(settings.coco_results, detection.to_coco_results(results, truth))
     if settings.output:
@@ -231,23 +245,24 @@ def read_predictions(path: str) -> tuple[list[Prediction] | None, Sequence[Mappi
         raise UserError(f"predictions {file}: not a JSON file ({error})") from error
 
 
-def table(numbers: Mapping[str, Any]) -> str:
+def table(numbers: Mapping[str, Any], rules: Rules | None = None) -> str:
     """The numbers as text, in percent; "-" where nothing is annotated that would define one."""
+    rules = rules or Rules()
     lines = [
         f"{numbers['objects']:,} objects of {len(numbers['per_category'])} categories, "
         f"{numbers['boxes']:,} boxes, {numbers['questions']:,} questions",
-        "  ".join(f"{name:>6s}" for name in detection.COCO_NUMBERS),
-        "  ".join(f"{percent(numbers[name]):>6s}" for name in detection.COCO_NUMBERS),
+        "  ".join(f"{name:>6s}" for name in rules.names),
+        "  ".join(f"{percent(numbers[name]):>6s}" for name in rules.names),
         f"mean IoU {percent(numbers['mean_iou'])} (where an object is annotated "
         f"{percent(numbers['mean_iou_present'])}); AP with one confidence for all boxes "
         f"{percent(numbers['constant_confidence']['AP'])}",
         f"unreadable replies {protocol.reasons(numbers['unreadable'])}; "
         f"boxes dropped or mended {protocol.reasons(numbers['dropped'])}",
         "",
-        f"{'category':24s}{'AP':>7s}{'AP50':>7s}{'AR100':>7s}{'objects':>9s}{'boxes':>8s}",
+        f"{'category':24s}{'AP':>7s}{'AP50':>7s}{rules.recall:>7s}{'objects':>9s}{'boxes':>8s}",
     ]
     lines += [
-        f"{name[:23]:24s}{percent(c['AP']):>7s}{percent(c['AP50']):>7s}{percent(c['AR100']):>7s}"
+        f"{name[:23]:24s}{percent(c['AP']):>7s}{percent(c['AP50']):>7s}{percent(c[rules.recall]):>7s}"
         f"{c['objects']:9d}{c['boxes']:8d}"
         for name, c in numbers["per_category"].items()
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from virft.evaluate import lisa_boxes, lisa_masks
 from virft.evaluate.asking import ask as ask_model
-from virft.evaluate.asking import scores_path
+from virft.evaluate.asking import leads, scores_path
 from virft.inference_settings import InferenceSettings
 from virft.parsing import parse_grounding
 from virft.types import Prediction
@@ -60,7 +60,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
             settings.annotations, settings.output, output=str(scores), truth=settings.truth
         )
     )
-    if settings.sam_model:
+    # Under torchrun every rank has the replies, but one process makes the masks.
+    if settings.sam_model and leads():
         masks = scores.with_name(Path(settings.output).stem + ".masks.jsonl")
         lisa_masks.make_masks(
             lisa_masks.MaskSettings(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -263,20 +263,26 @@ def question_ious(results: Results, truth: Truth) -> dict[Pair, float]:
     return values
 
 
-def evaluate(results: Results, truth: Truth) -> dict[str, Any]:
-    """Everything that stands in a COCO score file.
+def evaluate(
+    results: Results, truth: Truth, precision: Callable[[Results, Truth], dict[str, Any]] = average_precision
+) -> dict[str, Any]:
+    """Everything that stands in a COCO or LVIS score file.
+
+    Args:
+        results, truth: of one data set.
+        precision: the rules of AP: COCO's here, or those of :mod:`virft.metrics.lvis`.
 
     Returns:
-        The numbers of :func:`average_precision`; ``mean_iou`` over all questions, ``mean_iou_present`` over
+        The numbers of ``precision``; ``mean_iou`` over all questions, ``mean_iou_present`` over
         those with an object; ``constant_confidence`` {"AP", "AP50"}; ``questions``, ``unreadable`` {reason:
         count}, ``dropped`` {what: count}, ``boxes``, ``objects``.
     """
     ious = question_ious(results, truth)
     present = truth.boxes()
     with_object = [value for pair, value in ious.items() if pair in present]
-    constant = average_precision(constant_confidence(results), truth)
+    constant = precision(constant_confidence(results), truth)
     return {
-        **average_precision(results, truth),
+        **precision(results, truth),
         "mean_iou": sum(ious.values()) / len(ious) if ious else 0.0,
         "mean_iou_present": sum(with_object) / len(with_object) if with_object else 0.0,
         "constant_confidence": {name: constant[name] for name in ("AP", "AP50")},
