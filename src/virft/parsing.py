@@ -167,6 +167,7 @@ _NUMBER_LENGTH = 40
 _FENCE = re.compile(r"```\w{0,16}")
 _LIST_FIRST = re.compile(rf"(?:{_FENCE.pattern})?\s*[\[{{]")
 _PAIR = {"[": "]", "(": ")", "{": "}"}
+_OUTSIDE = frozenset("'\",:])}")
 _DEPTH = 32
 
 
@@ -174,35 +175,35 @@ class _List(list):
     """A closed list: scalars (str), lists and objects. ``sound`` is False when commas or brackets were
     off."""
 
-    opener = "["
-    sound = True
+    __slots__ = ("opener", "sound")
 
 
 class _Object(dict):
     """A closed object: lower-case key -> scalar, list, object, or None where the value is no single value."""
 
-    sound = True
+    __slots__ = ("opener", "sound")
 
 
 class _Frame:
     """A bracket that is still open."""
 
-    __slots__ = ("closer", "colon", "fresh", "key", "node")
+    __slots__ = ("closer", "colon", "fresh", "holds_scalar", "key", "node")
 
     def __init__(self, opener: str) -> None:
         self.closer = _PAIR[opener]
         self.node: _List | _Object = _Object() if opener == "{" else _List()
-        if opener == "(":
-            self.node.opener = opener
+        self.node.opener, self.node.sound = opener, True
         self.fresh = True  # a list: no value since the last comma; an object: no value since the colon
         self.key: str | None = None
         self.colon = False
+        self.holds_scalar = False
 
     def put(self, value: str | _List | _Object) -> None:
         if isinstance(self.node, _List):
             # Two scalars without a comma are not two values; two objects without one still are.
-            if not self.fresh and isinstance(value, str):
-                self.node.sound = False
+            if isinstance(value, str):
+                self.node.sound = self.node.sound and self.fresh
+                self.holds_scalar = True
             self.node.append(value)
             self.fresh = False
         elif not self.colon:
@@ -244,64 +245,68 @@ class _Notation:
         return [item for item in self.items if isinstance(item, str)]
 
 
-def _read_notation(text: str) -> _Notation:
-    text = text.translate(_STRAIGHT_QUOTES)
-    found = _Notation()
-    stack: list[_Frame] = []
-    position = 0
-    while token := _TOKEN.search(text, position):
-        mark, position = token[0], token.end()
-        if not stack and mark not in _PAIR:
-            if mark not in "'\":,])}":
-                found.items.append(mark)
-        elif mark in "'\"":
-            rest = _STRING_REST[mark].match(text, position)
-            if rest is None:
-                found.cut = "truncated"
-                return found
-            position = rest.end()
-            _scalar(rest[1], stack, found)
-        elif mark in _PAIR:
-            if len(stack) == _DEPTH:
-                found.cut = "too_deep"
-                return found
-            stack.append(_Frame(mark))
-        elif mark in "])}":
-            _close(mark, stack, found)
-        elif mark == ",":
-            stack[-1].comma()
-        elif mark == ":":
-            stack[-1].colon_after_key()
-        else:
-            _scalar(mark, stack, found)
-    found.cut = "truncated" if stack else None
-    return found
+class _Reader:
+    """Reads a text once, bracket by bracket, without recursion."""
 
+    def __init__(self) -> None:
+        self.found = _Notation()
+        self.stack: list[_Frame] = []
+        self.open_brackets = {"]": 0, ")": 0, "}": 0}
 
-def _scalar(text: str, stack: list[_Frame], found: _Notation) -> None:
-    stack[-1].put(text)
-    if all(isinstance(frame.node, _List) for frame in stack):
-        found.in_lists.append(text)
+    def read(self, text: str) -> _Notation:
+        text = text.translate(_STRAIGHT_QUOTES)
+        position = 0
+        while token := _TOKEN.search(text, position):
+            mark, position = token[0], token.end()
+            if mark in _PAIR:
+                if len(self.stack) == _DEPTH:
+                    return self.stop("too_deep")
+                self.stack.append(_Frame(mark))
+                self.open_brackets[_PAIR[mark]] += 1
+            elif not self.stack:
+                if mark not in _OUTSIDE:
+                    self.found.items.append(mark)
+            elif mark in "'\"":
+                rest = _STRING_REST[mark].match(text, position)
+                if rest is None:
+                    return self.stop("truncated")
+                position = rest.end()
+                self.scalar(rest[1])
+            elif mark in self.open_brackets:
+                if self.open_brackets[mark]:
+                    self.close(mark)
+            elif mark == ",":
+                self.stack[-1].comma()
+            elif mark == ":":
+                self.stack[-1].colon_after_key()
+            else:
+                self.scalar(mark)
+        return self.stop("truncated" if self.stack else None)
 
+    def stop(self, cut: str | None) -> _Notation:
+        self.found.cut = cut
+        return self.found
 
-def _close(mark: str, stack: list[_Frame], found: _Notation) -> None:
-    if all(frame.closer != mark for frame in stack):
-        return
-    sound = True
-    while stack:
-        frame = stack.pop()
-        right = frame.closer == mark
-        node = frame.node
-        node.sound = node.sound and sound and right
-        sound = sound and right
-        if stack:
-            stack[-1].put(node)
-        if all(isinstance(outer.node, _List) for outer in stack) and (
-            isinstance(node, _Object) or not node or any(isinstance(item, str) for item in node)
-        ):
-            found.items.append(node)
-        if right:
-            return
+    def scalar(self, text: str) -> None:
+        self.stack[-1].put(text)
+        if not self.open_brackets["}"]:
+            self.found.in_lists.append(text)
+
+    def close(self, mark: str) -> None:
+        """Close the innermost bracket that ``mark`` fits; those within it were closed wrongly."""
+        sound = True
+        while True:
+            frame = self.stack.pop()
+            self.open_brackets[frame.closer] -= 1
+            sound = sound and frame.closer == mark
+            node = frame.node
+            node.sound = node.sound and sound
+            if self.stack:
+                self.stack[-1].put(node)
+            if not self.open_brackets["}"] and (frame.holds_scalar or not node or isinstance(node, _Object)):
+                self.found.items.append(node)
+            if frame.closer == mark:
+                return
 
 
 def _number(text: str) -> float | None:
@@ -393,7 +398,7 @@ def parse_detections(reply: str) -> Parsed[tuple[Detection, ...]]:
         return Parsed(())
     if state == _BARE and not _LIST_FIRST.match(text):
         return Parsed(None, "no_answer")
-    found = _read_notation(text)
+    found = _Reader().read(text)
     if state != _UNCLOSED and _is_empty_list(found):
         return Parsed(())
     read = [_detection(node) for node in found.nodes() if isinstance(node, _Object)]
@@ -421,7 +426,7 @@ def parse_grounding(reply: str) -> Parsed[Box]:
         return Parsed(None, state)
     if state == _COMPLETE and not text.strip():
         return Parsed(None, "empty_answer")
-    found = _read_notation(text)
+    found = _Reader().read(text)
     boxes: list[Box] = []
     codes: list[str] = []
     corner: list[float] | None = None
