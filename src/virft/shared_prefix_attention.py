@@ -61,8 +61,7 @@ def attention(
         return _PACKED[shared_prefix.backend](query, key, value, shared_prefix, scaling, dropout), None
     cache = active_cache()
     if cache is not None:
-        layer = cache.layers[module.layer_idx]
-        return decode_attention(query, key, value, layer, cache.padding, scaling), None
+        return decode_attention(query, cache.layers[module.layer_idx], cache.padding, scaling), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )

@@ -19,8 +19,10 @@ _active: ContextVar[SharedPrefixCache | None] = ContextVar("shared_prefix_cache"
 
 
 class SharedPrefixLayer(CacheLayerMixin):
-    """One layer: ``prefix_keys``/``prefix_values`` (N, heads, P, D) and the replies' buffers (N * G, heads,
-    room, D).
+    """One layer of N prompts with G replies each, K key/value heads of size D.
+
+    ``prefix_keys``, ``prefix_values`` are (N, K, P, D); the replies' own states are written in place into
+    ``keys``, ``values`` (N, K, G, room, D), of which the first ``filled`` tokens count.
     """
 
     is_sliding = False
@@ -33,11 +35,11 @@ class SharedPrefixLayer(CacheLayerMixin):
         self.filled = 0
         self.dtype, self.device = prefix_keys.dtype, prefix_keys.device
         self.is_initialized = True
-        self.keys, self.values = (self._buffer(x, self.room_step) for x in (prefix_keys, prefix_values))
+        self.keys, self.values = (self._buffer(self.room_step) for _ in range(2))
 
-    def _buffer(self, prefix: torch.Tensor, room: int) -> torch.Tensor:
-        prompts, heads, _, size = prefix.shape
-        return prefix.new_empty(prompts * self.replies, heads, room, size)
+    def _buffer(self, room: int) -> torch.Tensor:
+        prompts, heads, _, size = self.prefix_keys.shape
+        return self.prefix_keys.new_empty(prompts, heads, self.replies, room, size)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the prompt's part is given at construction."""
@@ -45,19 +47,17 @@ class SharedPrefixLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (N * G, heads, T, D) states; return the replies' own part only (see
-        :func:`decode_attention`).
-        """
+        """Append (N * G, K, T, D) states; returned as they came, for the attention reads the layer itself."""
         stop = self.filled + key_states.shape[2]
-        room = self.keys.shape[2]
-        if stop > room:
-            more = max(self.room_step, stop - room)
-            self.keys = torch.cat([self.keys, self._buffer(self.prefix_keys, more)], 2)
-            self.values = torch.cat([self.values, self._buffer(self.prefix_values, more)], 2)
-        self.keys[:, :, self.filled : stop] = key_states
-        self.values[:, :, self.filled : stop] = value_states
+        if stop > self.keys.shape[3]:
+            more = max(self.room_step, stop - self.keys.shape[3])
+            self.keys = torch.cat([self.keys, self._buffer(more)], 3)
+            self.values = torch.cat([self.values, self._buffer(more)], 3)
+        by_prompt = (self.prefix_keys.shape[0], self.replies)
+        self.keys[:, :, :, self.filled : stop] = key_states.unflatten(0, by_prompt).transpose(1, 2)
+        self.values[:, :, :, self.filled : stop] = value_states.unflatten(0, by_prompt).transpose(1, 2)
         self.filled = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
         """Tokens in the cache, prompt included."""
@@ -82,7 +82,11 @@ class SharedPrefixCache(Cache):
     """
 
     def __init__(self, prefix: DynamicCache, prompt_mask: torch.Tensor, replies: int):
-        super().__init__(layers=[SharedPrefixLayer(x.keys, x.values, replies) for x in prefix.layers])
+        super().__init__(
+            layers=[
+                SharedPrefixLayer(x.keys.contiguous(), x.values.contiguous(), replies) for x in prefix.layers
+            ]
+        )
         self.replies = replies
         self.padding = None if bool(prompt_mask.all()) else ~prompt_mask.bool()[:, None, None]
 
@@ -102,19 +106,13 @@ def active_cache() -> SharedPrefixCache | None:
 
 
 def decode_attention(
-    query: torch.Tensor,
-    own_keys: torch.Tensor,
-    own_values: torch.Tensor,
-    layer: SharedPrefixLayer,
-    padding: torch.Tensor | None,
-    scaling: float,
+    query: torch.Tensor, layer: SharedPrefixLayer, padding: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
-    """Attention of one new token per reply over its prompt and its own tokens.
+    """Attention of one new token per reply over its prompt and its own tokens, the new one included.
 
     Args:
         query: (N * G, H, 1, D); heads that share a key/value head stand next to one another.
-        own_keys, own_values: (N * G, K, T, D), the reply's own tokens, the new one included.
-        layer: holds the prompts' keys and values (N, K, P, D).
+        layer: the prompts' and the replies' keys and values.
         padding: (N, 1, 1, P) true where the prompt is padding, or None.
         scaling: factor of the scores.
 
@@ -122,23 +120,20 @@ def decode_attention(
         (N * G, 1, H, D).
     """
     prompts, kv_heads, length, size = layer.prefix_keys.shape
-    rows, heads = query.shape[:2]
+    heads, replies, filled = query.shape[1], layer.replies, layer.filled
     shared = heads // kv_heads
-    per_prompt = rows // prompts
-    grouped = query.reshape(rows, kv_heads, shared, size) * scaling
-    # All replies of a prompt, and all heads of a key/value head, are rows of one product with the prompt's
-    # keys.
-    together = grouped.view(prompts, per_prompt, kv_heads, shared, size).transpose(1, 2)
-    together = together.reshape(prompts, kv_heads, per_prompt * shared, size)
-    prefix_scores = together @ layer.prefix_keys.transpose(-1, -2)
+    groups = prompts * kv_heads
+    # Replies of a prompt and heads of a key/value head are the rows of one product with the prompt's keys.
+    queries = (query * scaling).view(prompts, replies, kv_heads, shared, size).transpose(1, 2)
+    queries = queries.reshape(groups, replies * shared, size)
+    own_keys, own_values = (x.flatten(0, 2)[:, :filled] for x in (layer.keys, layer.values))
+    prefix_scores = torch.bmm(queries, layer.prefix_keys.view(groups, length, size).transpose(1, 2))
     if padding is not None:
-        prefix_scores = prefix_scores.masked_fill(padding, float("-inf"))
-    prefix_scores = prefix_scores.view(prompts, kv_heads, per_prompt, shared, length).transpose(1, 2)
-    prefix_scores = prefix_scores.reshape(rows, kv_heads, shared, length)
-    own_scores = grouped @ own_keys.transpose(-1, -2)
-    weights = torch.cat([prefix_scores, own_scores], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    prefix_weights = weights[..., :length].view(prompts, per_prompt, kv_heads, shared, length).transpose(1, 2)
-    output = prefix_weights.reshape(prompts, kv_heads, per_prompt * shared, length) @ layer.prefix_values
-    output = output.view(prompts, kv_heads, per_prompt, shared, size).transpose(1, 2)
-    output = output.reshape(rows, kv_heads, shared, size) + weights[..., length:] @ own_values
-    return output.reshape(rows, 1, heads, size)
+        prefix_scores.unflatten(0, (prompts, kv_heads)).masked_fill_(padding, float("-inf"))
+    own_scores = torch.bmm(queries.view(groups * replies, shared, size), own_keys.transpose(1, 2))
+    scores = torch.cat([prefix_scores, own_scores.view(groups, replies * shared, filled)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    own_weights = weights[..., length:].reshape(groups * replies, shared, filled)
+    output = torch.bmm(own_weights, own_values).view(groups, replies * shared, size)
+    output = torch.baddbmm(output, weights[..., :length], layer.prefix_values.view(groups, length, size))
+    return output.view(prompts, kv_heads, replies, shared, size).transpose(1, 2).reshape(-1, 1, heads, size)
