@@ -20,6 +20,7 @@ from typing import Any
 from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, named, prepared_rows, target_text
 from virft.errors import UserError, run_program
+from virft.metrics.rows import RowMetric
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 from virft.settings import (
     ModelArguments,
@@ -81,6 +82,10 @@ def train(
     if args.eval_strategy != "no":
         name = rows_args.eval_dataset_name or rows_args.dataset_name
         held_out = prepared_rows(name, rows_args.dataset_test_split, rows_args.image_folder, args, processor)
+    metric = None
+    if held_out is not None:
+        metric = RowMetric(reward_args.task, args.coordinates, args.min_pixels, args.max_pixels)
+        args.metric_for_best_model = args.metric_for_best_model or metric.best
     args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
         args.model_init_kwargs or {}
     )
@@ -101,6 +106,7 @@ def train(
             task=tuple(reward_args.task),
             data=data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split),
         ),
+        metric=metric,
         target=target_text,
         callbacks=[stop],
         peft_config=peft_config,

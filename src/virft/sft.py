@@ -22,6 +22,7 @@ from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, prepared_rows, target_text
 from virft.errors import UserError, run_program
 from virft.held_out import StopAt
+from virft.metrics.rows import RowMetric
 from virft.settings import (
     ModelArguments,
     RowArguments,
@@ -83,6 +84,10 @@ def train(
     if args.eval_strategy != "no":
         name = rows_args.eval_dataset_name or rows_args.dataset_name
         held_out = prepared_rows(name, rows_args.dataset_test_split, rows_args.image_folder, args, processor)
+    metric = None
+    if held_out is not None:
+        metric = RowMetric((target.task,), args.coordinates, args.min_pixels, args.max_pixels)
+        args.metric_for_best_model = args.metric_for_best_model or metric.best
     args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
         args.model_init_kwargs or {}
     )
@@ -104,6 +109,7 @@ def train(
             task=(target.task,),
             data=data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split),
         ),
+        metric=metric,
         callbacks=[stop, *enough],
         peft_config=peft_config,
         quantization_config=quantization,

@@ -15,6 +15,8 @@ import torch
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
+from virft.shared_prefix_vision import RowImages
+
 
 class EpochSampler(RepeatSampler):
     """TRL's sampler with an order of rows that depends on (seed, epoch) alone.
@@ -118,7 +120,8 @@ def load_progress(trainer: Any, folder: str | Path) -> None:
     path = _progress_file(trainer, folder)
     if not path.is_file():
         return
-    state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+    with torch.serialization.safe_globals([RowImages]):
+        state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
     trainer._step, trainer._buffered_inputs = state["step"], state["buffer"]
     trainer._metrics["train"] = defaultdict(list, state["metrics"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,24 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
-from trl import GRPOConfig, GRPOTrainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.models.utils import disable_gradient_checkpointing
 
 from virft.checkpoint import Manifest
 from virft.checkpointing import CarriesManifest
 from virft.errors import UserError
 from virft.held_out import GreedyEvaluation, Metric
 from virft.images import open_rgb
+from virft.memory import out_of_memory_advice, trainable_table
+from virft.probe import SpaceProbe
 from virft.rollouts import RolloutLog
 from virft.settings import VisionSettings, default_bf16, load_processor, rename_checkpointing_flag
+from virft.shared_prefix_config import SharedPrefixConfig
+from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
 from virft.survival import EpochSampler, LogBeforeSave
+from virft.symmetric import VisionAlways
+
+logger = logging.getLogger(__name__)
 
 FEW_GENERATIONS = 4
 """Below this many completions a group's mean and deviation are mostly noise."""
@@ -32,7 +41,7 @@ TRL_COLUMNS = frozenset(
 
 
 @dataclass
-class VisualRFTConfig(VisionSettings, GRPOConfig):
+class VisualRFTConfig(VisionSettings, SharedPrefixConfig):
     """TRL's GRPO configuration with Visual-RFT's defaults and its count of the batch.
 
     ``per_device_train_batch_size`` counts prompts; the configuration converts it to TRL's count,
@@ -157,7 +166,7 @@ class VisualRFTConfig(VisionSettings, GRPOConfig):
         return -(-batches // self.gradient_accumulation_steps)
 
 
-class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
+class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTrainer):
     """GRPO for vision-language models.
 
     Rows hold ``prompt`` (conversation), ``images`` (undecoded, see :func:`virft.images.open_rgb`) and any
@@ -202,6 +211,8 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
                 "or the processes"
             )
         use_cache = isinstance(model, str) or model.config.use_cache
+        # TRL lets DDP search for unused parameters; here every forward uses all of them, see VisionAlways.
+        self._find_unused = bool(args.ddp_find_unused_parameters)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -215,12 +226,36 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
         self.carry(manifest, "grpo", str(name), use_cache)
         self._rollouts = RolloutLog.from_environment(args.output_dir, self.accelerator.process_index)
         self._rows: list[Mapping[str, Any]] = []
+        self._injected: list[bool] = []
+        self._probe = SpaceProbe(self.manifest.space, self.manifest.min_pixels, self.manifest.max_pixels)
         if args.freeze_vision:
             self.base_model().model.visual.requires_grad_(False)
+        self._run_vision_on_every_rank()
         self.add_callback(LogBeforeSave())
         self._check_sampling()
 
     # --- what a run is made of
+
+    def _run_vision_on_every_rank(self) -> None:
+        """Make forwards alike on all ranks where some rows have no image."""
+        rows = self.train_dataset
+        text_only = "images" not in rows.column_names or not all(rows["image_sizes"])
+        if self.args.world_size == 1:
+            return
+        if text_only:
+            if self.args.freeze_vision and is_deepspeed_zero3_enabled():
+                raise UserError(
+                    "--freeze_vision with text-only rows does not run under ZeRO-3; use "
+                    "local_scripts/zero2.json"
+                )
+            for model in (self.model, self.ref_model):
+                if model is not None:
+                    model = self.accelerator.unwrap_model(model)
+                    VisionAlways(
+                        (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+                    )
+        # Then every trainable parameter takes part in every forward, and DDP need not search.
+        self.args.ddp_find_unused_parameters = self._find_unused
 
     def _check_sampling(self) -> None:
         """Assert that what ``generate`` resolves to is what was asked for, not the model's own defaults."""
@@ -246,14 +281,57 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = self._decoded(inputs)
         inputs = [{k: v for k, v in row.items() if k not in TRL_COLUMNS} for row in self._rows]
-        return super()._generate_and_score_completions(inputs)
+        batch = super()._generate_and_score_completions(inputs)
+        if self.args.inject_solution and self.model.training:
+            self._weigh_injected(batch)
+        return batch
 
     def _generate(self, prompts: list) -> tuple:
+        ids, completion_ids, mask, completions, logps, extra, images, tool_images = super()._generate(prompts)
         # A text-only row of a mixed batch comes out with None for its images, which the processor refuses.
-        *generated, images, tool_images = super()._generate(prompts)
-        if images is not None:
-            images = [row or [] for row in images]
-        return *generated, images, tool_images
+        images = images if images is None else [row or [] for row in images]
+        self._injected = [False] * len(prompts)
+        if self.args.inject_solution and self.model.training:
+            self._inject(completion_ids, completions)
+        return ids, completion_ids, mask, completions, logps, extra, images, tool_images
+
+    def _inject(self, completion_ids: list, completions: list) -> None:
+        """Put the row's target in the place of each group's last reply, where it is not too long."""
+        first = self.accelerator.process_index * len(completion_ids)
+        for place, row in enumerate(self._rows):
+            if (first + place + 1) % self.num_generations:
+                continue
+            text = self._target(row)
+            tokens = [*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id]
+            if len(tokens) <= self.max_completion_length:
+                completion_ids[place] = tokens
+                completions[place] = [{"role": "assistant", "content": text}]
+                self._injected[place] = True
+
+    def _weigh_injected(self, batch: dict[str, Any]) -> None:
+        """Give injected replies the probability with which they were drawn: one.
+
+        The ratio of importance sampling is policy / behaviour. What wrote an injected reply writes it
+        always, so its old log-probs are 0 and each token's ratio is the policy's own probability of it: the
+        gradient is that of the probability, not of its logarithm, and clipping leaves it alone while its
+        advantage is positive.
+        """
+        if "old_per_token_logps" not in batch:
+            keys = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+            with (
+                torch.no_grad(),
+                disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            ):
+                batch["old_per_token_logps"], _, _ = self._get_per_token_logps_and_entropies(
+                    self.model,
+                    torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+                    torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+                    batch["completion_ids"].shape[1],
+                    self.args.per_device_train_batch_size,
+                    **{key: batch[key] for key in keys if key in batch},
+                )
+        where = torch.tensor(self._injected, device=batch["old_per_token_logps"].device)
+        batch["old_per_token_logps"] = batch["old_per_token_logps"].masked_fill(where[:, None], 0.0)
 
     def _decoded(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows with RGB images; a group's rows share one decoded image."""
@@ -279,6 +357,10 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
         local = rewards[start : start + len(replies)]
         if self._rollouts is not None:
             self._rollouts.write(self.state.global_step, inputs, replies, self.reward_func_names, local)
+        if not self._probe.done:
+            self._probe.look(inputs, replies)
+            if self._probe.done and (warning := self._probe.verdict()):
+                logger.warning("coordinates: %s", warning)
         if self.model.training:
             group = self.num_generations
             everyone = gather_object(replies)
@@ -291,6 +373,14 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
         sampler = EpochSampler.like(super()._get_train_sampler(dataset))
         self.add_callback(sampler.callback())
         return sampler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's; out of memory is raised again with the flags that would help this run."""
+        try:
+            return super().training_step(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            lora = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+            raise torch.OutOfMemoryError(f"{error}\n{out_of_memory_advice(self.args, lora)}") from error
 
     # --- what the user reads at the start
 
@@ -320,17 +410,3 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, GRPOTrainer):
         if self.accelerator.is_main_process:
             sys.stdout.write(self.describe())
             sys.stdout.flush()
-
-
-def trainable_table(model: PreTrainedModel) -> str:
-    """Trainable and all parameters by part of the model, as lines of text."""
-    parts = {"vision": "visual", "language": "language_model", "head": "lm_head"}
-    counts = {part: [0, 0] for part in (*parts, "other")}
-    for name, parameter in model.named_parameters():
-        part = next((part for part, word in parts.items() if word in name), "other")
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        counts[part][1] += size
-        counts[part][0] += size if parameter.requires_grad else 0
-    rows = [f"  {part:<10}{t:>16,} of {a:>16,}" for part, (t, a) in counts.items() if a]
-    total = [sum(c[i] for c in counts.values()) for i in (0, 1)]
-    return "\n".join(["trainable parameters", *rows, f"  {'all':<10}{total[0]:>16,} of {total[1]:>16,}"])

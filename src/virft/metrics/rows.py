@@ -1,0 +1,113 @@
+"""A task's numbers from training rows and replies to them: what evaluation during training logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from virft.boxes import convert, iou, resized
+from virft.errors import UserError
+from virft.metrics.detection import evaluate, from_replies, make_truth
+from virft.parsing import normalize_class, parse_class, parse_detections, parse_grounding
+from virft.types import Prediction
+
+Rows = Sequence[Mapping[str, Any]]
+MAIN_METRIC: Mapping[str, str] = {"detection": "map", "classification": "accuracy", "grounding": "miou"}
+"""Task -> the number that says which checkpoint is best."""
+
+
+class RowMetric:
+    """Numbers of held-out rows by task; with several tasks each row counts for its own (column ``task``).
+
+    Args:
+        tasks: those of the run.
+        space: the coordinate space of replies and solutions.
+        min_pixels, max_pixels: the processor's area limits.
+
+    Raises:
+        UserError: a task that has no metric here.
+    """
+
+    def __init__(self, tasks: Sequence[str], space: str, min_pixels: int, max_pixels: int) -> None:
+        unknown = [task for task in tasks if task not in MAIN_METRIC]
+        if unknown:
+            raise UserError(f"no metric for task {unknown[0]!r}; known: {', '.join(MAIN_METRIC)}")
+        self.tasks, self.space, self.limits = tuple(tasks), space, (min_pixels, max_pixels)
+
+    @property
+    def best(self) -> str:
+        """The name, without prefix, of the number that says which checkpoint is best."""
+        return MAIN_METRIC[self.tasks[0]]
+
+    def __call__(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
+        """Name -> number in [0, 1]: map, ap50, mean_iou; accuracy; miou; and the share of unreadable replies.
+
+        Args:
+            rows: with ``problem``, ``solution``, ``image_sizes``.
+            replies: one for each.
+        """
+        numbers: dict[str, float] = {}
+        compute = {
+            "detection": self._detection,
+            "classification": self._classification,
+            "grounding": self._grounding,
+        }
+        for task in self.tasks:
+            own = [
+                (row, reply)
+                for row, reply in zip(rows, replies, strict=True)
+                if len(self.tasks) == 1 or row.get("task") == task
+            ]
+            if own:
+                numbers |= compute[task](*zip(*own, strict=True))
+        return numbers
+
+    def _detection(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
+        """COCO's numbers; what a row asks for (column ``category``, else its whole problem) is its
+        category."""
+        asked = [str(row.get("category") or row["problem"]) for row in rows]
+        category_ids = {name: number for number, name in enumerate(dict.fromkeys(asked), 1)}
+        images, annotations, predictions = [], [], []
+        for number, (row, reply, name) in enumerate(zip(rows, replies, asked, strict=True)):
+            size, model_size = self._sizes(row, number)
+            images.append({"id": number, "width": size[0], "height": size[1]})
+            for truth in parse_detections(row["solution"]).value or ():
+                box = convert(truth.box, self.space, "xywh", size, model_size)
+                annotations.append({"image_id": number, "category_id": category_ids[name], "bbox": list(box)})
+            meta = {"image_id": number, "category_id": category_ids[name]}
+            predictions.append(Prediction(str(number), reply, self.space, size, model_size, meta=meta))
+        categories = [{"id": number, "name": name} for name, number in category_ids.items()]
+        truth = make_truth({"images": images, "annotations": annotations, "categories": categories})
+        results = from_replies(predictions, truth)
+        found = evaluate(results, truth)
+        return {
+            "map": found["AP"],
+            "ap50": found["AP50"],
+            "mean_iou": found["mean_iou"],
+            "unreadable": sum(results.reasons.values()) / len(rows),
+        }
+
+    def _classification(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
+        right = unread = 0
+        for row, reply in zip(rows, replies, strict=True):
+            truth, said = parse_class(row["solution"]), parse_class(reply)
+            unread += not said.ok
+            right += truth.ok and said.ok and normalize_class(said.value) == normalize_class(truth.value)
+        return {"accuracy": right / len(rows), "unreadable": unread / len(rows)}
+
+    def _grounding(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
+        overlap, unread = 0.0, 0
+        for number, (row, reply) in enumerate(zip(rows, replies, strict=True)):
+            truth, said = parse_grounding(row["solution"]), parse_grounding(reply)
+            unread += not said.ok
+            if truth.ok and said.ok:
+                # IoU differs between a space and pixels only by the rounding of the resized size.
+                sizes = self._sizes(row, number)
+                overlap += iou(*(convert(b.value, self.space, "pixels", *sizes) for b in (said, truth)))
+        return {"miou": overlap / len(rows), "unreadable": unread / len(rows)}
+
+    def _sizes(self, row: Mapping[str, Any], number: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        if len(row["image_sizes"]) != 1:
+            raise UserError(f"held-out row {number}: boxes need exactly one image to be measured by")
+        width, height = row["image_sizes"][0]
+        return (width, height), resized((width, height), *self.limits)

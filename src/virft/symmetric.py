@@ -1,0 +1,49 @@
+"""Text-only rows among rows with images: every forward runs the vision tower, so that all ranks do the same.
+
+Under ZeRO-3 a forward gathers the parameters of each layer from all ranks; a rank whose rows have no image
+would leave the vision tower out and hang the others. DDP would find parameters without gradients. A
+text-only forward therefore encodes one blank image of four patches and adds zero times its features to the
+embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+PATCHES = 4
+"""Patches of the smallest image: one visual token after merging 2 x 2."""
+
+
+class VisionAlways:
+    """Hooks on one model (``Qwen2VLModel`` or ``Qwen2_5_VLModel``); generation is left alone."""
+
+    def __init__(self, core: torch.nn.Module) -> None:
+        self.core = core
+        self.runs = 0
+        self._blank = False
+        core.register_forward_pre_hook(self._look, with_kwargs=True)
+        # Behind the embedding: the order of layers is the same as in a forward with images.
+        core.get_input_embeddings().register_forward_hook(self._add)
+
+    def _look(self, core: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        values = kwargs.get("pixel_values")
+        if isinstance(values, torch.Tensor) and values.numel() == 0:
+            kwargs = {k: v for k, v in kwargs.items() if k not in ("pixel_values", "image_grid_thw")}
+            values = None
+        # A forward that scores switches the cache off; one that generates uses it.
+        self._blank = values is None and kwargs.get("use_cache") is False
+        return args, kwargs
+
+    def _add(self, embedding: torch.nn.Module, args: tuple, embedded: torch.Tensor) -> torch.Tensor | None:
+        if not self._blank:
+            return None
+        self._blank = False
+        self.runs += 1
+        patch = self.core.visual.patch_embed
+        width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
+        pixels = torch.zeros(PATCHES, width, dtype=self.core.visual.dtype, device=embedded.device)
+        grid = torch.tensor([[1, 2, 2]], device=embedded.device)
+        features = torch.cat(list(self.core.get_image_features(pixels, grid).pooler_output))
+        return embedded + 0 * features.sum().to(embedded.dtype)
