@@ -58,7 +58,7 @@ def attention(
     ``shared_prefix`` is the plan of a packed row, given to the model as a keyword and handed through to here.
     """
     if shared_prefix is not None:
-        return _PACKED[shared_prefix.backend](query, key, value, shared_prefix, scaling, dropout), None
+        return PACKED[shared_prefix.backend](query, key, value, shared_prefix, scaling, dropout), None
     cache = active_cache()
     if cache is not None:
         return decode_attention(query, cache.layers[module.layer_idx], cache.padding, scaling), None
@@ -265,4 +265,4 @@ def torch_varlen(query, key, value, query_bounds, path_bounds, longest_query, lo
     return varlen_attn(query, key, value, query_bounds, path_bounds, longest_query, longest_path, **options)
 
 
-_PACKED = {"split": split_attention, "dense": dense_attention, "varlen": varlen_attention}
+PACKED = {"split": split_attention, "dense": dense_attention, "varlen": varlen_attention}

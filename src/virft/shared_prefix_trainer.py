@@ -40,7 +40,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     Same samples, losses and gradients as TRL's, up to rounding. Shuffling within a generation moves whole
     micro-batches, so that a group's rows stay together. ``sharing`` says what is shared. ``pixel_values``
-    of the prepared batches is a :class:`virft.shared_prefix_vision.RowImages`.
+    of the prepared batches holds the fields of a :class:`virft.shared_prefix_vision.RowImages`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -85,7 +85,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         SharedVision.install(model.model)
         if self.sharing.logps == "packed":
             enable(model)
-            model.model.register_forward_hook(_keep_labelled, with_kwargs=True)
+            model.model.register_forward_hook(keep_labelled, with_kwargs=True)
 
     @property
     def _units(self) -> Units:
@@ -210,6 +210,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     ) -> RowImages | None:
         if pixel_values is None or isinstance(pixel_values, RowImages):
             return pixel_values
+        if isinstance(pixel_values, dict):
+            return RowImages(**pixel_values)
         if not self._scoring:
             return RowImages.of_batch(pixel_values, image_grid_thw, batch["num_images"])
         if self._batch_images is None:
@@ -345,7 +347,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             self.accelerator.autocast(),
             core.get_image_features.repeating(names) if again else nullcontext(),
         ):
-            output = model(**_model_inputs(row), **shown, fused_lm_head=True)
+            output = model(**model_inputs(row), **shown, fused_lm_head=True)
         entropies = unpack(output.entropy, completion_mask) if compute_entropy else None
         return unpack(output.log_probs, completion_mask), entropies, None
 
@@ -421,7 +423,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             )
 
 
-def _keep_labelled(module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> Any:
+def keep_labelled(module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> Any:
     """Forward hook of the backbone: of a packed row only the labelled positions go on to the language-model
     head.
 
@@ -433,7 +435,7 @@ def _keep_labelled(module: torch.nn.Module, args: tuple, kwargs: Mapping[str, An
     return output
 
 
-def _model_inputs(row: PackedRow) -> dict[str, Any]:
+def model_inputs(row: PackedRow) -> dict[str, Any]:
     # The dictionary tells the model that the mask is made: with None it would build one from the positions.
     return {
         "input_ids": row.input_ids,
@@ -477,7 +479,7 @@ def _micro_batches(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]
 
 def _take(value: Any, rows: range) -> Any:
     if isinstance(value, RowImages):
-        return value.take(rows)
+        return vars(value.take(rows))  # plain containers: the buffer is saved with a checkpoint
     if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
         return value
     return value[rows.start : rows.stop]
