@@ -32,16 +32,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from virft.prompts import NO_OBJECTS
 from virft.types import Box, Detection
 
 BOX_KEYS = frozenset({"position", "bbox_2d", "bbox", "box"})
 SCORE_KEYS = frozenset({"confidence", "score"})
+POLYGON_KEYS = frozenset({"polygon", "polygons", "segmentation"})
 COORDINATE_LIMIT = 1e6
 """Largest magnitude of a coordinate: beyond any image, and small enough that areas stay exact."""
 CLASS_LIMIT = 256
@@ -66,6 +67,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "too_deep": "brackets are nested deeper than any answer needs",
         "contradiction": "the answer says 'No Objects' and lists boxes",
         "several_boxes": "more than one box where one was asked for",
+        "no_polygon": "an object has none of the keys that hold a polygon",
+        "bad_polygon": "a polygon is not three points or more",
         "no_class": "the answer has no letter or digit",
         "long_class": f"the answer has more than {CLASS_LIMIT} characters",
     }
@@ -73,6 +76,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 """Reason code -> sentence. ``Parsed.reason`` and ``Parsed.notes`` hold these codes."""
 
 T = TypeVar("T")
+Polygon = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +393,23 @@ def parse_detections(reply: str) -> Parsed[tuple[Detection, ...]]:
     must begin, after its thinking, special tokens and a code fence, with the list or object itself, or be
     "No Objects".
     """
+    return _parse_objects(reply, _detection, Detection)
+
+
+def parse_polygons(reply: str) -> Parsed[tuple[Polygon, ...]]:
+    """The polygons of a reply's objects (:data:`POLYGON_KEYS`), all in one; otherwise as a detection reply.
+
+    A polygon is ``[x1, y1, x2, y2, ...]`` or ``[[x1, y1], [x2, y2], ...]`` with three points or more; a list
+    of polygons is read as well, as COCO's ``segmentation`` has them.
+    """
+    parsed = _parse_objects(reply, _outline, tuple)
+    if not parsed.ok:
+        return parsed
+    return Parsed(tuple(polygon for outline in parsed.value for polygon in outline), notes=parsed.notes)
+
+
+def _parse_objects(reply: str, read: Callable[[_Object], T | str], kind: type[T]) -> Parsed[tuple[T, ...]]:
+    """What ``read`` makes of the objects of an answer: things of type ``kind``, or reason codes."""
     text, state = _locate(reply)
     if state not in (_COMPLETE, _UNCLOSED, _BARE):
         return Parsed(None, state)
@@ -401,16 +422,59 @@ def parse_detections(reply: str) -> Parsed[tuple[Detection, ...]]:
     found = _Reader().read(text)
     if state != _UNCLOSED and _is_empty_list(found):
         return Parsed(())
-    read = [_detection(node) for node in found.nodes() if isinstance(node, _Object)]
-    boxes = tuple(item for item in read if isinstance(item, Detection))
-    codes = [item for item in read if isinstance(item, str)] + ([found.cut] if found.cut else [])
-    if not boxes:
+    results = [read(node) for node in found.nodes() if isinstance(node, _Object)]
+    things = tuple(result for result in results if isinstance(result, kind))
+    codes = [result for result in results if isinstance(result, str)] + ([found.cut] if found.cut else [])
+    if not things:
         missing = "unclosed_answer" if state == _UNCLOSED else "no_box"
         return Parsed(None, codes[0] if codes else missing)
     said = " ".join(" ".join(found.words() + found.in_lists).split())
     if NO_OBJECTS.casefold() in said.casefold():
         return Parsed(None, "contradiction")
-    return Parsed(boxes, notes=tuple(dict.fromkeys(codes)))
+    return Parsed(things, notes=tuple(dict.fromkeys(codes)))
+
+
+def _outline(fields: _Object) -> tuple[Polygon, ...] | str:
+    if not fields.sound:
+        return "malformed_object"
+    written, value = _last(fields, POLYGON_KEYS)
+    if not written:
+        return "no_polygon"
+    return polygons_of(value) or "bad_polygon"
+
+
+def polygons_of(value: Any) -> tuple[Polygon, ...] | None:
+    """The polygons of nested lists of numbers (or of their spellings), in any form that a column may have.
+
+    Returns:
+        None where it is something else, a polygon has fewer than three points, or a coordinate is beyond
+        :data:`COORDINATE_LIMIT`.
+    """
+    if not isinstance(value, list | tuple) or not value or not getattr(value, "sound", True):
+        return None
+    nested = [item for item in value if isinstance(item, list | tuple)]
+    if not nested or all(len(item) == 2 and not _has_lists(item) for item in nested):
+        flat = [number for item in value for number in (item if isinstance(item, list | tuple) else [item])]
+        numbers = [_number(item) if isinstance(item, str) else _plain(item) for item in flat]
+        usable = all(number is not None and abs(number) <= COORDINATE_LIMIT for number in numbers)
+        even = len(numbers) % 2 == 0 and len(nested) in (0, len(value))
+        if not usable or not even or len(numbers) < 6:
+            return None
+        return (tuple(zip(numbers[::2], numbers[1::2], strict=True)),)
+    if len(nested) != len(value):
+        return None
+    parts = [polygons_of(item) for item in nested]
+    return None if None in parts else tuple(polygon for part in parts for polygon in part)
+
+
+def _has_lists(value: Sequence[Any]) -> bool:
+    return any(isinstance(item, list | tuple) for item in value)
+
+
+def _plain(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= COORDINATE_LIMIT:
+        return None
+    return float(value)
 
 
 def parse_grounding(reply: str) -> Parsed[Box]:

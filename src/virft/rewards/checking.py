@@ -13,6 +13,8 @@ from virft.rewards.reward import Reward
 NAMED_ROWS = 5
 """How many bad rows an error names before it counts the rest."""
 TOLERANCE = 1e-6
+EXCUSED = frozenset({"no_confidence", "box_for_mask"})
+"""A truth needs no confidence, and a box that stands for a mask cannot equal it: neither is a broken row."""
 
 
 def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -31,8 +33,7 @@ def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]
         reply = reply_of_solution(row["solution"])
         for index, reward in enumerate(rewards):
             outcome = reward.score(reply, row)
-            # A truth needs no confidence, so a confidence reward has nothing to say on one without.
-            excused = outcome.value is None or outcome.reason == "no_confidence"
+            excused = outcome.value is None or outcome.reason in EXCUSED
             if reward.maximum is not None and not excused and outcome.value < reward.maximum - TOLERANCE:
                 bad.setdefault(index, []).append((number, outcome))
     if not bad:

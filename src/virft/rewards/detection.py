@@ -43,7 +43,7 @@ def read_case(reply: str, columns: Mapping[str, Any]) -> Case | Outcome:
     (whatever the confidences). Answer without boxes to a solution with some: 0.
     """
     truth = parsing.parse_detections(columns["solution"])
-    if not truth.ok:
+    if not truth.ok or truth.notes:
         return Outcome(0.0, "bad_solution")
     answer = parsing.parse_detections(reply)
     if not answer.ok:
@@ -73,7 +73,7 @@ def denominator_of(case: Case, denominator: str) -> int:
 def accuracy_iou(
     reply: str, columns: Mapping[str, Any], *, threshold: float = 0.5, denominator: str = "max"
 ) -> Outcome:
-    """Sum of the IoU of matched boxes / number of boxes, in [0, 1] (paper sec. 3; the denominator of its code).
+    """Sum of the IoU of matched boxes / number of boxes, in [0, 1] (paper sec. 3).
 
     Predictions, most confident first, each take their best free truth; a match needs IoU > ``threshold``.
     """

@@ -16,7 +16,7 @@ def accuracy_grounding(reply: str, columns: Mapping[str, Any]) -> Outcome:
     area.
     """
     truth = parsing.parse_grounding(columns["solution"])
-    if not truth.ok or not _ordered(truth.value):
+    if not truth.ok or truth.notes or not _ordered(truth.value):
         return Outcome(0.0, "bad_solution")
     answer = parsing.parse_grounding(reply)
     if not answer.ok:

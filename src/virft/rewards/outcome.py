@@ -22,7 +22,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "inverted_box": "the second corner lies left of or above the first",
         "wrong_class": "another class than the solution's",
         "bad_format": "the reply is not <think>...</think> <answer>...</answer>",
-        "no_polygon": "the answer holds neither a polygon nor a box with an area",
+        "box_for_mask": "a box was compared with a mask, which hardly any box can equal",
         "bad_solution": "the row's solution cannot be read: mend the data set",
         "other_task": "the reward does not apply to the row's task",
         "not_applicable": "the reward's author gave no value for this row",
