@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from virft.errors import UserError
 from virft.evaluate import protocol
 from virft.evaluate.asking import ask as ask_model
 from virft.evaluate.asking import scores_path, spread
+from virft.evaluate.pictures import Panel
 from virft.evaluate.protocol import say
 from virft.inference_settings import InferenceSettings
 from virft.metrics import classification as metrics
@@ -222,6 +224,28 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     """Ask, then score; the numbers stand beside the replies in ``<output stem>.scores.json``."""
     ask(settings)
     return score(ScoreSettings(predictions=settings.output, output=str(scores_path(settings.output))))
+
+
+def panels(settings: Settings, count: int = 8) -> list[Panel]:
+    """Images of the most frequent mistakes, one of each, with the reply.
+
+    Args:
+        settings: of the run; its replies stand at ``settings.output``.
+        count: how many.
+    """
+    images = {sample.id: sample.images[0] for sample in questions(settings)[0]}
+    predictions = load_predictions(settings.output)
+    replies = {prediction.id: prediction.reply for prediction in predictions}
+    judged = metrics.score(predictions, (load_meta(settings.output) or {}).get("classes", ()))
+    wrong = {(row.truth, row.answer or f"({row.reason})"): row.id for row in judged.rows if not row.right}
+    return [
+        Panel(
+            image=images[wrong[c.truth, c.answer]],
+            title=f"{c.truth}\nanswered: {textwrap.shorten(c.answer, 40)} ({c.count} times)",
+            reply=replies[wrong[c.truth, c.answer]],
+        )
+        for c in judged.confusions[:count]
+    ]
 
 
 def table(numbers: Mapping[str, Any], confusions: int = 20) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,11 @@ from virft.data import lisa as data
 from virft.errors import UserError
 from virft.evaluate import protocol
 from virft.evaluate.asking import hash_of, spread
+from virft.evaluate.pictures import Panel
 from virft.evaluate.protocol import say
 from virft.metrics import grounding as metrics
 from virft.predictions import load_meta, load_predictions
-from virft.types import Sample
+from virft.types import Detection, Sample
 
 INSTRUCTIONS = ("first", "all")
 
@@ -96,6 +98,38 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         protocol.write_json(settings.output, numbers)
         say(f"written to {settings.output}")
     return numbers
+
+
+def panels(
+    annotations: str, predictions: str, truth: str = "all", count: int = 8, best: bool = False
+) -> list[Panel]:
+    """The questions with the lowest IoU (or the highest) as pictures to look at.
+
+    Args:
+        annotations, predictions, truth: as for :func:`score`.
+        count: how many.
+        best: the highest instead.
+    """
+    asked_about = asked(annotations, load_meta(predictions))
+    replies = load_predictions(predictions)
+    rows = metrics.score_boxes(asked_about, replies, truth).rows
+    samples = {sample.id: sample for sample in asked_about}
+    texts = {prediction.id: prediction.reply for prediction in replies}
+    return [
+        Panel(
+            image=samples[row.id].images[0],
+            title=f"{shortened(samples[row.id].meta['instruction'])}\nIoU {row.iou:.2f}",
+            truth=(row.truth,),
+            predicted=(Detection(row.predicted),) if row.predicted is not None else (),
+            reply=texts.get(row.id, ""),
+        )
+        for row in sorted(rows, key=lambda row: row.iou, reverse=best)[:count]
+    ]
+
+
+def shortened(instruction: str, width: int = 60) -> str:
+    """The beginning of an instruction, for a title; a dollar sign would begin a formula."""
+    return textwrap.shorten(instruction, width).replace("$", r"\$")
 
 
 def box_table(numbers: Mapping[str, Any]) -> str:
