@@ -86,6 +86,21 @@ class CarriesManifest:
             best = self.state.best_model_checkpoint
             rotate(self.args.output_dir, limit, keep=[folder, *([Path(best)] if best else [])])
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Checkpoints of these families hold the names that their first release used; ``from_pretrained``
+        # translates them, while the Trainer would match none, load nothing and say nothing.
+        if self.is_fsdp_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        own = self.base_model()
+        saved = type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype)
+        own.load_state_dict(saved.state_dict(), strict=True)
+        return None
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
