@@ -1,0 +1,313 @@
+"""Writing a set: JSONL with relative paths, parquet or a ``save_to_disk`` folder with the images inside.
+
+A set appears whole, by rename, or not at all; a manifest beside it says what it was made from.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from virft.errors import UserError
+from virft.files import replacing
+
+Kind = Literal["jsonl", "parquet", "folder"]
+MANIFEST_SUFFIX = ".manifest.json"
+ROW_GROUP = 100
+"""Rows of a parquet row group: with an image each, some ten megabytes, which readers hold in memory at
+once."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a set goes and in which form. Picklable: workers encode rows with it."""
+
+    path: Path
+    kind: Kind
+
+    @classmethod
+    def of(cls, path: str | Path) -> Target:
+        """The form by the name: ``.jsonl``, ``.parquet``, and without a suffix a folder of ``save_to_disk``.
+
+        Raises:
+            UserError: another suffix.
+        """
+        path = Path(path)
+        kinds: dict[str, Kind] = {".jsonl": "jsonl", ".parquet": "parquet", "": "folder"}
+        if path.suffix not in kinds:
+            raise UserError(
+                f"--output {path}: must end in .jsonl or .parquet, or be a folder's name without a dot"
+            )
+        return cls(path, kinds[path.suffix])
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's path."""
+        return self.path.with_name(self.path.name + MANIFEST_SUFFIX)
+
+    def encode(self, row: Mapping[str, Any], images: Sequence[Path], single: bool = True) -> dict[str, Any]:
+        """A row as it is written: with its images' paths relative to the set, or with their bytes.
+
+        Args:
+            row: the columns but the images.
+            images: paths.
+            single: write the only image to the column ``image``; else all of them to ``images``.
+
+        Raises:
+            UserError: an image is absent.
+        """
+        parts = [
+            _relative(image, self.path.parent) if self.kind == "jsonl" else _embedded(image)
+            for image in images
+        ]
+        return {"image": parts[0], **row} if single else {"images": parts, **row}
+
+    def write(self, rows: Iterable[Mapping[str, Any]], like: Mapping[str, Any] | None = None) -> int:
+        """Write encoded rows; returns their number. The set appears when the last one is written.
+
+        Args:
+            rows: all with the same columns.
+            like: a row without None, which tells the kinds of the columns; the first row by default.
+
+        Raises:
+            UserError: there are no rows, or the disk is full.
+        """
+        with naming_a_full_disk(self.path.parent), replacing_tree(self.path) as unfinished:
+            if self.kind == "jsonl":
+                return _write_jsonl(unfinished, rows)
+            first, rows = _peek(iter(rows))
+            features = _features(like or first)
+            return (_write_parquet if self.kind == "parquet" else _write_folder)(unfinished, rows, features)
+
+
+@lru_cache(maxsize=16)  # the rows of one image follow one another
+def _relative(image: Path, folder: Path) -> str:
+    if not image.is_file():
+        raise UserError(f"{image}: no such image; is --image_folder right?")
+    return Path(os.path.relpath(image, folder)).as_posix()
+
+
+def _embedded(image: Path) -> dict[str, Any]:
+    try:
+        return {"bytes": image.read_bytes(), "path": image.name}
+    except OSError as error:
+        raise UserError(f"{image}: cannot be read ({error.strerror}); is --image_folder right?") from None
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _features(row: Mapping[str, Any]) -> Any:
+    from datasets import Features, Image, List, Value
+
+    kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
+
+    special = {"image": Image(), "images": List(Image())}
+
+    def feature(value: Any) -> Any:
+        return List(feature(value[0])) if isinstance(value, list) else Value(kinds[type(value)])
+
+    return Features({key: special.get(key) or feature(value) for key, value in row.items()})
+
+
+def _write_parquet(path: Path, rows: Iterator[Mapping[str, Any]], features: Any) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # The schema carries the datasets library's features, so that it reads the column as images.
+    schema = features.arrow_schema
+    count = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while batch := [row for _, row in zip(range(ROW_GROUP), rows, strict=False)]:
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            count += len(batch)
+    return count
+
+
+def _write_folder(path: Path, rows: Iterator[Mapping[str, Any]], features: Any) -> int:
+    import datasets
+    from datasets import Dataset, DatasetDict
+    from datasets.exceptions import DatasetGenerationError
+
+    cache = path.with_name(f"{path.name}.cache")
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # the builder shows its own
+    try:
+        # A fixed fingerprint: the library's own hashes the generator's address, and the same command must
+        # give the same bytes.
+        dataset = Dataset.from_generator(
+            lambda: rows, features=features, cache_dir=str(cache), fingerprint="0" * 16
+        )
+        DatasetDict({"train": dataset}).save_to_disk(str(path))
+        return len(dataset)
+    except DatasetGenerationError as error:
+        # The library wraps whatever the rows or the disk raised.
+        raise (error.__cause__ or error) from None
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _peek(rows: Iterator[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Iterator[Mapping[str, Any]]]:
+    first = next(rows, None)
+    if first is None:
+        raise UserError("no rows to write")
+
+    def all_rows() -> Iterator[Mapping[str, Any]]:
+        yield first
+        yield from rows
+
+    return first, all_rows()
+
+
+@contextmanager
+def replacing_tree(path: Path) -> Iterator[Path]:
+    """As :func:`virft.files.replacing`, for a file or a folder."""
+    if path.suffix:
+        with replacing(path) as unfinished:
+            yield unfinished
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        if path.exists():
+            shutil.rmtree(path)
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the errors that a full disk causes into one sentence.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
+        if not full:
+            raise
+        raise UserError(
+            f"{folder}: the disk is full; nothing of the set was left there: free space, or name another "
+            "--output, or another --work_folder for the index"
+        ) from error
+
+
+@contextmanager
+def working_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
+    """A folder for temporary files of the build of ``target``; what a killed build left in it is removed.
+
+    Args:
+        target: the set.
+        parent: where to make the folder; by default beside the set.
+
+    Raises:
+        UserError: another process builds the same set.
+    """
+    folder = (parent or target.parent) / f".{target.name}.build"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{target}: another process is building it ({folder} is locked)") from None
+        for pattern in (f".{target.name}.*.tmp", f".{target.name}.*.tmp.cache"):
+            for stale in target.parent.glob(pattern):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        for stale in folder.iterdir():
+            if stale.name != "lock":
+                stale.unlink()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Path, size and SHA-256 of a file; of a folder, of all files in it.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if path.is_dir():
+        return combined_fingerprint(path, (file for file in path.rglob("*") if file.is_file()))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    return {"path": path.as_posix(), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def combined_fingerprint(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """Path of a folder, number and size of some files in it, and one SHA-256 of their names and contents."""
+    total, count, size = hashlib.sha256(), 0, 0
+    for file in sorted(files):
+        total.update(f"{file.relative_to(folder).as_posix()}\0{_sha256(file)}\n".encode())
+        count += 1
+        size += file.stat().st_size
+    return {"path": folder.as_posix(), "files": count, "bytes": size, "sha256": total.hexdigest()}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_built(target: Target, settings: Mapping[str, Any]) -> bool:
+    """Whether the set stands there as these settings build it. Settings hold the sources' fingerprints.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    if not target.path.exists():
+        return False
+    made: dict[str, Any] = {}
+    if target.manifest.is_file():
+        made = json.loads(target.manifest.read_text(encoding="utf-8"))
+    if made.get("settings") == settings and made.get("output") == fingerprint(target.path):
+        return True
+    raise UserError(f"{target.path}: exists and was not built so: pass --overwrite, or another --output")
+
+
+def write_manifest(
+    target: Target, command: str, settings: Mapping[str, Any], counts: Mapping[str, Any]
+) -> None:
+    """Write the manifest beside a set. It holds no time and no machine: the same command gives the same
+    bytes.
+
+    Args:
+        target: the set, written.
+        command: as the user typed it.
+        settings: every option that the rows depend on, and the sources' fingerprints.
+        counts: of what was found, kept and left out.
+    """
+    from virft import __version__
+
+    manifest = {
+        "command": command,
+        "virft": __version__,
+        "settings": settings,
+        "counts": counts,
+        "output": fingerprint(target.path),
+    }
+    with naming_a_full_disk(target.path.parent), replacing(target.manifest) as unfinished:
+        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,429 @@
+"""Readers of annotations: COCO and LVIS JSON, YOLO and Pascal VOC folders, tables of boxes.
+
+Each reader is a generator of :class:`CategoryEntry`, :class:`ImageEntry` and :class:`BoxEntry` in the order
+of its files; none holds a whole set. They yield what stands there: rules about boxes are in :mod:`.rules`,
+missing images and unknown categories are found by :mod:`.index`.
+
+YOLO and VOC are read here because the readers of the package registries (globox 2.9, the lightest that is
+kept up; supervision, which brings video codecs) hold the whole set in memory, take one image suffix per
+set, drop VOC's ``difficult`` flag, and lose the line that a bad box stands on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from virft.boxes import convert
+from virft.data.builders import json_stream
+from virft.data.coco import image_path
+from virft.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryEntry:
+    """A category: its id as text, its name, and other names that a user may choose it by."""
+
+    id: str
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """An image.
+
+    Attributes:
+        id: its id as text.
+        path: relative to the image folder, or absolute.
+        width, height: in pixels; None where the source does not say.
+        absent: ids of the categories verified not to be in it; None: every category without a box is absent.
+        incomplete: ids of the categories of which not every object has a box (LVIS ``not_exhaustive``).
+    """
+
+    id: str
+    path: str
+    width: int | None = None
+    height: int | None = None
+    absent: tuple[str, ...] | None = None
+    incomplete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BoxEntry:
+    """A box: where it stands (for messages), ids of image and category, x, y, width, height in pixels."""
+
+    place: str
+    image: str
+    category: str
+    xywh: tuple[float, float, float, float]
+    crowd: bool = False
+
+
+Entry = CategoryEntry | ImageEntry | BoxEntry
+
+
+def coco(path: Path, image_folder: Path, **_: Any) -> Iterator[Entry]:
+    """COCO or LVIS annotation JSON.
+
+    Raises:
+        UserError: not JSON, a section or a key is missing, or a box is not four numbers.
+    """
+    seen = set()
+    for section, item in json_stream.elements(path):
+        reader = _COCO_SECTIONS.get(section)
+        if reader is None:
+            continue
+        seen.add(section)
+        try:
+            yield reader(item)
+        except (KeyError, TypeError, ValueError) as error:
+            which = item.get("id", "without id") if isinstance(item, dict) else "that is no object"
+            raise UserError(f"{path}: {section} entry {which}: {_plain(error)}") from error
+    if missing := [section for section in ("images", "categories") if section not in seen]:
+        raise UserError(f"{path}: no {' and no '.join(missing)}: is it a COCO or LVIS instance file?")
+
+
+def _coco_image(item: Mapping[str, Any]) -> ImageEntry:
+    # Images come before categories in LVIS's files, so its images are known by their own key.
+    lvis = "neg_category_ids" in item
+    path = image_path(item, "", lvis).as_posix()
+    if not lvis:
+        return ImageEntry(str(item["id"]), path, item.get("width"), item.get("height"))
+    return ImageEntry(
+        str(item["id"]),
+        path,
+        item.get("width"),
+        item.get("height"),
+        absent=tuple(map(str, item["neg_category_ids"])),
+        incomplete=tuple(map(str, item.get("not_exhaustive_category_ids", ()))),
+    )
+
+
+def _coco_box(item: Mapping[str, Any]) -> BoxEntry:
+    x, y, width, height = (float(value) for value in item["bbox"])
+    return BoxEntry(
+        f"annotation {item.get('id', 'without id')}",
+        str(item["image_id"]),
+        str(item["category_id"]),
+        (x, y, width, height),
+        bool(item.get("iscrowd", 0)),
+    )
+
+
+_COCO_SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Entry]] = MappingProxyType(
+    {
+        "images": _coco_image,
+        "annotations": _coco_box,
+        "categories": lambda item: CategoryEntry(
+            str(item["id"]), str(item["name"]), tuple(item.get("synonyms", ()))
+        ),
+    }
+)
+
+
+def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_: Any) -> Iterator[Entry]:
+    """A YOLO set: ``data.yaml`` with names and split folders; a label file beside each image's folder.
+
+    The label file of ``.../images/.../a.jpg`` is ``.../labels/.../a.txt`` (the rule of Ultralytics); a line
+    is ``class x_centre y_centre width height`` in shares of the image, or a class and a polygon. An image
+    without a label file has no objects.
+
+    Args:
+        path: the set's folder or its ``data.yaml``.
+        image_folder: the images, where they do not stand where ``data.yaml`` says.
+        split: key of ``data.yaml``.
+
+    Raises:
+        UserError: no names, no image folder, a label file without its image, a line that is not numbers.
+    """
+    import yaml
+
+    settings_path = path if path.is_file() else path / "data.yaml"
+    if not settings_path.is_file():
+        raise UserError(f"{settings_path}: no such file; a YOLO set needs a data.yaml with its class names")
+    settings = yaml.safe_load(settings_path.read_text(encoding="utf-8"))
+    names = settings.get("names") if isinstance(settings, dict) else None
+    if not isinstance(names, list | dict) or not names:
+        raise UserError(f"{settings_path}: 'names' must list the class names")
+    pairs = names.items() if isinstance(names, dict) else enumerate(names)
+    yield from (CategoryEntry(str(number), str(name)) for number, name in pairs)
+    images = image_folder or _yolo_images(settings_path, settings, split)
+    labels = _sibling(images, "images", "labels")
+    unread = {file.relative_to(labels).with_suffix("") for file in labels.rglob("*.txt")}
+    for image in _image_files(images):
+        name = image.relative_to(images)
+        width, height = image_size(image)
+        yield ImageEntry(name.as_posix(), str(image), width, height)
+        label = labels / name.with_suffix(".txt")
+        if name.with_suffix("") in unread:
+            unread.discard(name.with_suffix(""))
+            yield from _yolo_boxes(label, name.as_posix(), width, height)
+    if unread:
+        raise UserError(
+            f"{labels / sorted(unread)[0]}.txt: no image of that name in {images} ({len(unread)} such)"
+        )
+
+
+def _yolo_images(settings_path: Path, settings: Mapping[str, Any], split: str) -> Path:
+    if not isinstance(settings.get(split), str):
+        raise UserError(
+            f"{settings_path}: '{split}' must name a folder of images; pass --split or --image_folder"
+        )
+    root = settings_path.parent / settings.get("path", ".")
+    for base in (root, settings_path.parent):
+        if (base / settings[split]).is_dir():
+            return (base / settings[split]).resolve()
+    raise UserError(f"{settings_path}: {split}: {settings[split]} is not a folder; pass --image_folder")
+
+
+def _yolo_boxes(label: Path, image: str, width: int, height: int) -> Iterator[BoxEntry]:
+    for number, line in enumerate(label.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        category, *texts = line.split()
+        try:
+            values = [float(text) for text in texts]
+        except ValueError as error:
+            raise UserError(f"{label} line {number}: {_plain(error)}") from error
+        if len(values) == 4:
+            x, y, w, h = values
+            xywh = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            xs, ys = [v * width for v in values[::2]], [v * height for v in values[1::2]]
+            xywh = (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
+        else:
+            raise UserError(
+                f"{label} line {number}: a class and 4 numbers, or a polygon, got {len(values)} numbers"
+            )
+        yield BoxEntry(f"{label} line {number}", image, category, xywh)
+
+
+def voc(path: Path, image_folder: Path | None = None, split: str | None = None, **_: Any) -> Iterator[Entry]:
+    """A Pascal VOC folder: ``Annotations/*.xml``, ``JPEGImages/``, and ``ImageSets/Main/SPLIT.txt`` for a
+    split.
+
+    Corners count from 1 and include their pixels (VOC development kit), so the box is
+    ``xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1``. Objects marked ``difficult`` count as crowds:
+    the benchmark leaves them out of its evaluation.
+
+    Raises:
+        UserError: a folder is missing, an XML file is not readable or lacks a key.
+    """
+    annotations, images = path / "Annotations", image_folder or path / "JPEGImages"
+    for folder in (annotations, images):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; a VOC set has Annotations and JPEGImages")
+    names: set[str] = set()
+    for file in _voc_files(path, annotations, split):
+        try:
+            root = ElementTree.parse(file).getroot()
+            width, height = (round(float(root.find("size").findtext(side))) for side in ("width", "height"))  # type: ignore[union-attr, arg-type]
+            entry = ImageEntry(file.stem, root.findtext("filename") or f"{file.stem}.jpg", width, height)
+            boxes = [_voc_box(file, number, item) for number, item in enumerate(root.iter("object"), start=1)]
+        except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: not a VOC annotation: {_plain(error)}") from error
+        yield ImageEntry(entry.id, str(images / entry.path), width, height)
+        for box in boxes:
+            if box.category not in names:
+                names.add(box.category)
+                yield CategoryEntry(box.category, box.category)
+            yield box
+
+
+def _voc_files(path: Path, annotations: Path, split: str | None) -> list[Path]:
+    if split is None:
+        return sorted(annotations.glob("*.xml"))
+    listing = path / "ImageSets" / "Main" / f"{split}.txt"
+    if not listing.is_file():
+        raise UserError(f"{listing}: no such file; --split must name a list in ImageSets/Main")
+    files = [
+        annotations / f"{line.split()[0]}.xml" for line in listing.read_text().splitlines() if line.strip()
+    ]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]}: no such file, but {listing} lists it ({len(missing)} such)")
+    return files
+
+
+def _voc_box(file: Path, number: int, item: ElementTree.Element) -> BoxEntry:
+    name, corners = item.findtext("name"), item.find("bndbox")
+    if not name or corners is None:
+        raise ValueError(f"object {number} has no name or no bndbox")
+    x1, y1, x2, y2 = (float(corners.findtext(key) or math.nan) for key in ("xmin", "ymin", "xmax", "ymax"))
+    hard = (item.findtext("difficult") or "0").strip() == "1"
+    return BoxEntry(
+        f"{file} object {number}", file.stem, name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), hard
+    )
+
+
+CORNER_COLUMNS = (
+    ("x1", "y1", "x2", "y2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("left", "top", "right", "bottom"),
+)
+SIZED_COLUMNS = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
+BOX_COLUMNS = ("bbox", "box", "bbox_2d")
+CATEGORY_COLUMNS = ("category", "label", "class", "name")
+IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "path")
+
+
+def table(path: Path, image_folder: Path, box_space: str = "pixels", **_: Any) -> Iterator[Entry]:
+    """A table of boxes, one a row: CSV with a header, JSON (a list of objects) or JSONL.
+
+    Columns: the image (one of :data:`IMAGE_COLUMNS`), the category (:data:`CATEGORY_COLUMNS`), and the box:
+    four corner columns, x, y and sizes, or one list of four. A row whose category is empty is an image
+    without objects. ``image_width`` and ``image_height`` save reading the sizes from the images.
+
+    Args:
+        path: the file.
+        image_folder: folder that image paths are relative to.
+        box_space: space of corners and lists, a member of :data:`virft.boxes.SPACES` but abs_resized; columns
+            x, y, width, height are always xywh.
+
+    Raises:
+        UserError: a column is missing or a value is not a number, naming the row.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    names: set[str] = set()
+    for number, row in enumerate(records(path)):
+        image = str(_column(path, number, row, IMAGE_COLUMNS, "the image"))
+        if image not in images:
+            images[image] = _table_size(image_folder / image, row)
+            yield ImageEntry(image, image, *images[image])
+        name = str(_column(path, number, row, CATEGORY_COLUMNS, "the category") or "")
+        if not name:
+            continue
+        if name not in names:
+            names.add(name)
+            yield CategoryEntry(name, name)
+        try:
+            values, space = _table_box(row, box_space)
+            xywh = convert(values, space, "xywh", image_size=images[image])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} row {number}: {_plain(error)}") from error
+        yield BoxEntry(f"row {number}", image, name, xywh)
+
+
+def _table_size(image: Path, row: Mapping[str, Any]) -> tuple[int, int]:
+    if row.get("image_width") and row.get("image_height"):
+        return int(row["image_width"]), int(row["image_height"])
+    return image_size(image)
+
+
+def _table_box(row: Mapping[str, Any], space: str) -> tuple[list[float], str]:
+    for columns in CORNER_COLUMNS:
+        if all(column in row for column in columns):
+            return [float(row[column]) for column in columns], space
+    for columns in SIZED_COLUMNS:
+        if all(column in row for column in columns):
+            return [float(row[column]) for column in columns], "xywh"
+    for column in BOX_COLUMNS:
+        if column in row:
+            values = json.loads(row[column]) if isinstance(row[column], str) else row[column]
+            return [float(value) for value in values], space
+    raise ValueError(f"no box: columns x1, y1, x2, y2, or x, y, width, height, or {', '.join(BOX_COLUMNS)}")
+
+
+def _column(path: Path, number: int, row: Mapping[str, Any], columns: tuple[str, ...], what: str) -> Any:
+    for column in columns:
+        if column in row:
+            return row[column]
+    raise UserError(f"{path} row {number}: no column for {what}: one of {', '.join(columns)}")
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file with a header, a JSON list of objects, or a JSONL file, one at a time.
+
+    Messages count rows from 0, as :func:`virft.data.training.load_rows` does.
+
+    Raises:
+        UserError: the file cannot be read, or a row is not an object, naming it.
+    """
+    if path.suffix == ".csv":
+        rows: Iterator[Any] = _csv_rows(path)
+    elif path.suffix == ".jsonl":
+        rows = _jsonl_rows(path)
+    elif path.suffix == ".json":
+        rows = (element for _, element in json_stream.elements(path))
+    else:
+        raise UserError(f"{path}: must end in .csv, .json or .jsonl")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {number}: an object was expected, got {type(row).__name__}")
+        yield row
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.DictReader(file)):
+                if None in row or None in row.values():
+                    raise UserError(f"{path} row {number}: has not as many fields as the header")
+                yield row
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise UserError(f"{path} line {number}: not valid JSON: {error.msg}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header; its pixels are not decoded.
+
+    Raises:
+        UserError: the file is absent or is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def _sibling(folder: Path, old: str, new: str) -> Path:
+    """``folder`` with the last part called ``old`` called ``new``."""
+    parts = list(folder.parts)
+    for index in range(len(parts) - 1, -1, -1):
+        if parts[index] == old:
+            return Path(*parts[:index], new, *parts[index + 1 :])
+    raise UserError(f"{folder}: a YOLO image folder has a part called '{old}', whose labels stand in '{new}'")
+
+
+def _plain(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+READERS: Mapping[str, Callable[..., Iterator[Entry]]] = MappingProxyType(
+    {"coco": coco, "lvis": coco, "yolo": yolo, "voc": voc, "table": table}
+)
+"""Kind of source -> its reader; COCO and LVIS are told apart by their images' keys."""

@@ -1,0 +1,39 @@
+"""Solutions as training rows store them: the answers that the prompts ask for, in ``<answer>`` tags.
+
+They are read back by :mod:`virft.parsing`, the same reader that reads a model's replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from virft.data.coordinates import detection_answer, grounding_answer
+from virft.prompts import NO_OBJECTS
+from virft.types import Box, Detection
+
+
+def tagged(answer: str) -> str:
+    """``answer`` between answer tags."""
+    return f"<answer>{answer}</answer>"
+
+
+def detection(boxes: Iterable[Sequence[float]]) -> str:
+    """The solution of a detection row; "No Objects" without boxes.
+
+    Args:
+        boxes: x1, y1, x2, y2 in the row's coordinate space; rounded to whole numbers. A box equal to an
+            earlier one after rounding is left out: the reward drops repeated boxes, so a solution that
+            repeats one could never be matched wholly.
+    """
+    whole = dict.fromkeys(Box(*(float(round(value)) for value in box)) for box in boxes)
+    return tagged(detection_answer([Detection(box) for box in whole]) if whole else NO_OBJECTS)
+
+
+def classification(name: str) -> str:
+    """The solution of a classification row."""
+    return tagged(name)
+
+
+def grounding(box: Sequence[float]) -> str:
+    """The solution of a grounding row; x1, y1, x2, y2 in the row's space, rounded to whole numbers."""
+    return tagged(grounding_answer(Box(*box)))
