@@ -5,8 +5,8 @@
 
 Each line of the input is a JSON object with "completion" (the reply), "solution" and any other columns,
 which the rewards get by name. For each there is one line on stdout:
-{"id", "rewards": {name: value}, "reasons": {name: code}}; the id is the row's, or its line number where it has
-none. With --against only the rows that differ are listed, with the other set's values and reasons under
+{"id", "rewards": {name: value}, "reasons": {name: code}}; the id is the row's, or its line number where it
+has none. With --against only the rows that differ are listed, with the other set's values and reasons under
 "against". A summary is written to stderr.
 """
 
@@ -188,7 +188,7 @@ def _main() -> None:
     try:
         main()
     except BrokenPipeError:
-        # The reader of our output (head, less) has closed it: not an error, but stdout must not be flushed again.
+        # Whoever read our output (head, less) has closed it: no error, but stdout must not be flushed again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

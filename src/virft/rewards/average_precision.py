@@ -10,8 +10,9 @@ from virft import boxes
 from virft.rewards.detection import Case, bounded, read_case
 from virft.rewards.outcome import Outcome
 
-COCO_THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
-RECALLS = tuple(step / 100 for step in range(101))
+# The very floating-point numbers of COCO's grids: boxes may lie exactly on a threshold.
+COCO_THRESHOLDS = tuple(0.5 + (0.95 - 0.5) / 9 * step for step in range(10))
+RECALLS = tuple(0.01 * step for step in range(101))
 MOST_DETECTIONS = 100
 """COCO looks at no more than the 100 most confident boxes of an image."""
 

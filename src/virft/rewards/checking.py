@@ -30,6 +30,8 @@ def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]
     """
     bad: dict[int, list[tuple[int, Outcome]]] = {}
     for number, row in enumerate(rows):
+        if not isinstance(row.get("solution"), str):
+            raise UserError(f"row {number} has no text in the column 'solution'")
         reply = reply_of_solution(row["solution"])
         for index, reward in enumerate(rewards):
             outcome = reward.score(reply, row)
