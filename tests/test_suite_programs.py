@@ -1,0 +1,167 @@
+"""The LVIS, classification and LISA programs from their command lines, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import suite_cases as cases
+
+from virft.evaluate.__main__ import SUITES
+from virft.predictions import load_meta
+
+PROGRAMS = (
+    "lvis_evaluation/Qwen2_VL_lvis_infere.py",
+    "lvis_evaluation/lvis_evaluation.py",
+    "classification/Qwen2_VL_classification_infere.py",
+    "classification/classification_evaluation.py",
+    "lisa_evaluation/Qwen2_VL_lisa_infere.py",
+    "lisa_evaluation/lisa_evaluation.py",
+    "lisa_evaluation/box2mask.py",
+    "lisa_evaluation/mask_iou.py",
+)
+FAST = ("--device", "cpu", "--processes", "1", "--max_new_tokens", "4")
+
+
+@pytest.fixture
+def program(root, monkeypatch):
+    """Run a program of the repository, or ``virft.evaluate`` by its suite, in this process."""
+
+    def run(name: str, *flags: str) -> None:
+        if name in SUITES:
+            monkeypatch.setattr(sys, "argv", ["virft.evaluate", name, *flags])
+            runpy.run_module("virft.evaluate", run_name="__main__")
+        else:
+            monkeypatch.setattr(sys, "argv", [name, *flags])
+            runpy.run_path(str(root / name), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, *SUITES])
+def test_help_names_every_flag_with_its_meaning(program, name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program(name, "--help")
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "--output" in shown and "(default: " in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "sentence"),
+    [
+        (PROGRAMS[0], ("--annotations", "gone.json"), "gone.json: no such file"),
+        (PROGRAMS[1], ("--annotations", "gone.json"), "gone.json: no such file"),
+        (PROGRAMS[2], ("--dataset", "gone"), "what --dataset gone shows is not known"),
+        (PROGRAMS[3], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
+        (PROGRAMS[4], ("--annotations", "gone"), "gone: no such folder"),
+        (PROGRAMS[4], ("--truth", "best"), "--truth 'best' is unknown"),
+        (PROGRAMS[5], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
+        (PROGRAMS[6], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
+        (PROGRAMS[7], ("--masks", "gone.jsonl"), "gone.jsonl: no such file"),
+    ],
+)
+def test_what_only_the_user_can_mend_is_one_sentence(program, tiny_qwen2_vl, name, flags, sentence, capsys):
+    model = ("--model_path", str(tiny_qwen2_vl)) if "infere" in name else ()
+    with pytest.raises(SystemExit) as ended:
+        program(name, *model, *flags)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("error: ") and said.count("\n") == 1 and sentence in said
+
+
+def test_lvis_asks_and_scores(program, tiny_qwen2_vl, tmp_path, capsys):
+    annotations, images = cases.lvis_set(tmp_path)
+    output = tmp_path / "p.jsonl"
+    ask = (
+        "--model_path",
+        str(tiny_qwen2_vl),
+        "--annotations",
+        str(annotations),
+        "--image_folder",
+        str(images),
+    )
+    program(PROGRAMS[0], *ask, "--categories", "spring roll", "cup", "--output", str(output), *FAST)
+    meta = load_meta(output)
+    assert (meta["suite"], meta["categories"], meta["questions"]) == ("lvis", ["egg_roll", "cup"], 4)
+    capsys.readouterr()
+    scores = tmp_path / "s.json"
+    program(
+        PROGRAMS[1], "--annotations", str(annotations), "--predictions", str(output), "--output", str(scores)
+    )
+    assert "APr" in capsys.readouterr().out
+    numbers = json.loads(scores.read_text())
+    assert (numbers["APr"], numbers["questions"], numbers["objects"]) == (0.0, 4, 2)
+    assert numbers["protocol"]["inference"]["fingerprint"] == meta["fingerprint"]
+
+
+def test_lvis_refuses_coco_annotations(program, tmp_path, capsys):
+    annotations, _ = cases.lvis_set(tmp_path)
+    content = json.loads(annotations.read_text())
+    del content["categories"][0]["frequency"]
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        program(PROGRAMS[1], "--annotations", str(annotations), "--predictions", "p.jsonl")
+    assert "no frequency" in capsys.readouterr().err
+
+
+def test_lvis_replies_to_ap(program, tmp_path):
+    annotations, _ = cases.lvis_set(tmp_path)
+    right = "<answer>[{'Position': [166.667, 250, 500, 750], 'Confidence': 0.9}]</answer>"
+    lines = [
+        {
+            "id": f"{image}/{category}",
+            "reply": right if (image, category) == (1, 7) else "<answer>No Objects</answer>",
+            "space": "norm1000",
+            "image_size": cases.SIZE,
+            "meta": {"image_id": image, "category_id": category},
+        }
+        for image in (1, 2)
+        for category in (7, 9)
+    ]
+    predictions = cases.write_predictions(tmp_path / "p.jsonl", lines)
+    scores = tmp_path / "s.json"
+    flags = ("--annotations", str(annotations), "--predictions", str(predictions), "--output", str(scores))
+    program(PROGRAMS[1], *flags)
+    numbers = json.loads(scores.read_text())
+    # One of two objects found, nothing wrong: precision 1 up to recall 0.5, that is 51 of 101 points.
+    assert numbers["AP"] == numbers["APr"] == pytest.approx(51 / 101)
+    assert numbers["AR@300"] == pytest.approx(0.5)
+    assert numbers["per_category"]["egg_roll"]["objects"] == 2
+
+
+def test_classification_in_one_command(program, tiny_qwen2_5_vl, tmp_path, capsys):
+    folder, output = cases.class_folder(tmp_path / "set"), tmp_path / "p.jsonl"
+    flags = ("--model_path", str(tiny_qwen2_5_vl), "--dataset", str(folder), "--subject", "car")
+    program("classification", *flags, "--output", str(output), *FAST)
+    shown = capsys.readouterr().out
+    assert "accuracy, paper rule" in shown
+    numbers = json.loads((tmp_path / "p.scores.json").read_text())
+    assert numbers["images"] == 4 and sum(numbers["reasons"].values()) == 4
+    program(PROGRAMS[3], "--predictions", str(output))
+    assert "accuracy, paper rule" in capsys.readouterr().out
+
+
+def test_lisa_in_one_command_with_masks(program, tiny_qwen2_vl, tmp_path, capsys):
+    split, output = cases.lisa_split(tmp_path / "ReasonSeg" / "val"), tmp_path / "p.jsonl"
+    sam = cases.tiny_sam(tmp_path / "sam")
+    flags = ("--model_path", str(tiny_qwen2_vl), "--annotations", str(split), "--instructions", "all")
+    program(PROGRAMS[4], *flags, "--sam_model", str(sam), "--output", str(output), *FAST)
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown and "gIoU" in shown
+    numbers = json.loads((tmp_path / "p.scores.json").read_text())
+    assert numbers["questions"] == 4
+    masks = tmp_path / "p.masks.jsonl"
+    assert len(masks.read_text().splitlines()) == 4
+    program(PROGRAMS[5], "--annotations", str(split), "--predictions", str(output), "--truth", "first_shape")
+    assert "truth: first_shape" in capsys.readouterr().out
+    again = tmp_path / "again.jsonl"
+    files = ("--annotations", str(split), "--predictions", str(output), "--output", str(again))
+    program(PROGRAMS[6], *files, "--sam_model", str(sam), "--device", "cpu")
+    assert again.read_text() == masks.read_text()
+    scores = tmp_path / "m.json"
+    program(PROGRAMS[7], "--annotations", str(split), "--masks", str(again), "--output", str(scores))
+    assert Path(scores).is_file() and "cIoU" in capsys.readouterr().out
