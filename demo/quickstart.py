@@ -168,7 +168,10 @@ class QuickStart:
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
         }
-        self.journal = Journal(folder, PLAN, ROOT, environment)
+        if not machine.cuda:
+            environment["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns that it found no accelerator
+        os.environ.update(environment)
+        self.journal = Journal(folder, PLAN, ROOT)
         self.digits = folder / "digits"
 
     def run(self) -> dict[str, Any]:
@@ -201,8 +204,11 @@ class QuickStart:
         """The randomly initialised model and its processor."""
         folder, done = self.journal.stage("model", {"seed": self.seed})
         if done is None:
+            from transformers.utils import logging
+
             from virft import tiny
 
+            logging.disable_progress_bar()
             tiny.build(folder, seed=self.seed, words=NAMES, thoughts=[THOUGHTS["detection"]], **tiny.LEARNER)
             self.journal.finish()
 
@@ -216,7 +222,7 @@ class QuickStart:
         steps = r.warmup_steps
         while True:
             self._sft("model", "warmup", "warmup", steps, r.warmup_batch, r.warmup_lr, r.warmup_rise)
-            reached = self._examine("warmup", "validation")["mean_iou"]
+            reached = self._examine("warmup", "validation", 0.1)["mean_iou"]
             say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes after {steps} steps\n")
             if reached >= r.enough or steps >= r.warmup_most:
                 break
@@ -316,34 +322,36 @@ class QuickStart:
 
     def _examine(self, model: str, split: str, share: float = 1.0) -> dict[str, Any]:
         """Ask a model about every scene of a split and score its replies, with the COCO programs."""
-        annotations, answers = self.digits / f"{split}.json", self._answers(model, split)
+        annotations, predictions = self.digits / f"{split}.json", self._predictions(model, split)
         infere = [
             *(sys.executable, ROOT / "coco_evaluation" / "Qwen2_VL_coco_infere.py"),
             *("--model_path", self.folder / model, "--annotations", annotations),
             *("--image_folder", self.digits, "--candidates", "ground_truth", "--categories", "all"),
-            *("--output", answers, "--batch_size", str(self.recipe.answering)),
-            *("--max_new_tokens", str(self.recipe.tokens)),
+            *("--output", predictions, "--batch_size", self.recipe.answering),
+            *("--max_new_tokens", self.recipe.tokens),
+            # The warm-up is asked again after every round; the others go on where they were interrupted.
+            *(["--overwrite"] if split == "validation" else []),
         ]
         questions = len(json.loads(annotations.read_text())["images"])
         self.journal.run(infere, f"{model}-{split}", questions, share=0.9 * share)
         score = [
             *(sys.executable, ROOT / "coco_evaluation" / "coco_evaluation.py"),
-            *("--annotations", annotations, "--predictions", answers / "predictions.jsonl"),
-            *("--output", answers / "scores.json"),
+            *("--annotations", annotations, "--predictions", predictions),
+            *("--output", predictions.with_name("scores.json")),
         ]
-        self.journal.run(score, f"{model}-{split}-score", 1, share=0.1 * share)
+        self.journal.run(score, f"{model}-{split}-score", 0, share=0.1 * share)
         return self._numbers(model, split)
 
-    def _answers(self, model: str, split: str) -> Path:
-        return self.folder / "answers" / f"{model}-{split}"
+    def _predictions(self, model: str, split: str) -> Path:
+        return self.folder / "answers" / f"{model}-{split}" / "predictions.jsonl"
 
     def _replies(self, model: str, split: str) -> list[report.Replied]:
-        predictions = load_predictions(self._answers(model, split) / "predictions.jsonl")
+        predictions = load_predictions(self._predictions(model, split))
         return report.replies(predictions, self.digits / f"{split}.json")
 
     def _numbers(self, model: str, split: str) -> dict[str, Any]:
         """The four numbers of a contestant, from the scorer's file."""
-        scores = json.loads((self._answers(model, split) / "scores.json").read_text())
+        scores = json.loads(self._predictions(model, split).with_name("scores.json").read_text())
         return {
             "mean_iou": scores["mean_iou"],
             "map": scores["AP"],

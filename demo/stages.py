@@ -23,10 +23,13 @@ from typing import IO, Any
 from virft.errors import UserError
 from virft.files import replacing
 
+COMMAND_WIDTH = 100
+"""Columns after which a command that is shown goes on in the next line."""
 WIDTH = 24
 """Characters of a progress bar."""
 QUIET_SECONDS = 20.0
 """Where the output is no terminal, a line of progress every so many seconds."""
+LINE_ENDS = re.compile(rb"[\r\n]+")
 STEPS = re.compile(r"(\d+)/(\d+) \[")
 """The count in a tqdm bar, which is what every program here draws."""
 
@@ -63,7 +66,6 @@ class Journal:
     folder: Path
     plan: Sequence[Stage]
     root: Path
-    environment: Mapping[str, str]
     lock: IO[str] | None = None
     _number: int = 0
     _key: str = ""
@@ -148,7 +150,7 @@ class Journal:
         Args:
             command: program and arguments, shown as they would be typed.
             log: name of the log, without its ending.
-            total: the count at which the program's own bar ends.
+            total: the count at which the program's own bar ends; 0 for one without.
             share: the part of the stage's cost that this program has.
             watch: label -> pattern with one group; the latest matches are shown beside the bar.
 
@@ -166,7 +168,7 @@ class Journal:
         bar = Bar(total, stage.cost * share, self._left, watch or {})
         with open(path, "ab") as file:
             code, output, tail = self._follow(words, file, bar)
-        bar.close()
+        bar.close(whole=not code)
         if code:
             raise StageFailed(
                 f"stage {stage.name!r} failed (exit code {code}):\n\n"
@@ -182,12 +184,12 @@ class Journal:
         process = subprocess.Popen(
             words,
             cwd=self.root,
-            env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             pass_fds=held,
         )
+        unfinished = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
         output, tail, errors = bytearray(), deque[str](maxlen=25), deque[str](maxlen=25)
         try:
             with selectors.DefaultSelector() as streams:
@@ -198,15 +200,15 @@ class Journal:
                         chunk = os.read(key.fd, 65536)
                         if not chunk:
                             streams.unregister(key.fileobj)
-                            continue
                         file.write(chunk)
                         if key.fileobj is process.stdout:
                             output += chunk
-                        lines = re.split(r"[\r\n]+", chunk.decode(errors="replace"))
-                        told = [line for line in lines if line.strip() and not STEPS.search(line)]
+                        *lines, unfinished[key.fd] = LINE_ENDS.split(unfinished[key.fd] + chunk)
+                        told = [line.decode(errors="replace") for line in lines if line.strip()]
+                        bar.read(told)
+                        told = [line for line in told if not STEPS.search(line)]
                         tail.extend(told)
                         errors.extend(line for line in told if line.startswith("error: "))
-                        bar.read(lines)
                     bar.draw()
             # Under torchrun every process says what is wrong, and then torchrun says a page about it.
             said = list(dict.fromkeys(errors)) or list(tail)
@@ -249,7 +251,17 @@ class Journal:
             elif path.is_absolute() and path.is_relative_to(self.root):
                 word = str(path.relative_to(self.root))
             shown.append(shlex.quote(word))
-        return " ".join(shown)
+        lines = [shown[0]]
+        for word, after in zip(shown[1:], [*shown[2:], ""], strict=True):
+            # A flag stays on the line of its value.
+            needed = len(word) + (
+                len(after) + 1 if word.startswith("--") and not after.startswith("--") else 0
+            )
+            if word.startswith("-") and len(lines[-1]) + needed > COMMAND_WIDTH:
+                lines.append(f"    {word}")
+            else:
+                lines[-1] += f" {word}"
+        return " \\\n      ".join(lines)
 
 
 class Bar:
@@ -291,6 +303,8 @@ class Bar:
 
     def draw(self, final: bool = False) -> None:
         """Show the present state, unless it was shown a moment ago."""
+        if not self.total:
+            return
         now = time.monotonic()
         if not final and now - self.drawn < (0.5 if self.terminal else QUIET_SECONDS):
             return
@@ -308,11 +322,12 @@ class Bar:
         line = "  ".join(parts)
         say(f"\r\x1b[2K{line}" if self.terminal else line + "\n")
 
-    def close(self) -> None:
-        """Leave the last state on the screen."""
-        if self.terminal or self.drawn or self.seen:
-            self.draw(final=True)
-        if self.terminal:
+    def close(self, whole: bool = True) -> None:
+        """Leave the last state on the screen: all of it where the work is ``whole``, continued work too."""
+        if whole:
+            self.done = self.total
+        self.draw(final=True)
+        if self.total and self.terminal:
             say("\n")
 
 
