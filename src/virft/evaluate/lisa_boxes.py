@@ -118,18 +118,13 @@ def panels(
     return [
         Panel(
             image=samples[row.id].images[0],
-            title=f"{shortened(samples[row.id].meta['instruction'])}\nIoU {row.iou:.2f}",
+            title=f"{textwrap.shorten(samples[row.id].meta['instruction'], 60)}\nIoU {row.iou:.2f}",
             truth=(row.truth,),
             predicted=(Detection(row.predicted),) if row.predicted is not None else (),
             reply=texts.get(row.id, ""),
         )
         for row in sorted(rows, key=lambda row: row.iou, reverse=best)[:count]
     ]
-
-
-def shortened(instruction: str, width: int = 60) -> str:
-    """The beginning of an instruction, for a title; a dollar sign would begin a formula."""
-    return textwrap.shorten(instruction, width).replace("$", r"\$")
 
 
 def box_table(numbers: Mapping[str, Any]) -> str:

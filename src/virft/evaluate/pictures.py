@@ -33,7 +33,7 @@ class Panel:
 
 
 def show(panels: Sequence[Panel], replies: bool = True) -> Figure:
-    """A figure of the panels in rows of four: truth green, predictions red with their scores.
+    """A figure of the panels, up to four a row: truth green, predictions red with their scores.
 
     Args:
         panels: what to show; may be empty.
@@ -41,9 +41,10 @@ def show(panels: Sequence[Panel], replies: bool = True) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    rows = max(1, math.ceil(len(panels) / COLUMNS))
-    figure = Figure(figsize=(COLUMNS * PANEL_INCHES, rows * PANEL_INCHES * 1.25), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    columns = max(1, min(COLUMNS, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(columns * PANEL_INCHES, rows * PANEL_INCHES * 1.25), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for place in axes.flat:
         place.axis("off")
     for place, panel in zip(axes.flat, panels, strict=False):
@@ -53,7 +54,8 @@ def show(panels: Sequence[Panel], replies: bool = True) -> Figure:
 
 def _draw(axes: Any, panel: Panel, reply: bool) -> None:
     axes.imshow(open_rgb(panel.image))
-    axes.set_title(panel.title, fontsize=9)
+    # A dollar sign is text here, not the beginning of a formula.
+    axes.set_title(panel.title, fontsize=9, parse_math=False)
     for box in panel.truth:
         _outline(axes, box, TRUTH_COLOR, "-")
     for detection in panel.predicted:
@@ -67,8 +69,7 @@ def _draw(axes: Any, panel: Panel, reply: bool) -> None:
                 fontsize=8,
             )
     if reply and panel.reply:
-        # A dollar sign would begin a formula.
-        words = textwrap.shorten(panel.reply, 180).replace("$", r"\$")
+        words = textwrap.shorten(panel.reply, 180)
         axes.text(
             0.5,
             -0.02,
@@ -77,6 +78,7 @@ def _draw(axes: Any, panel: Panel, reply: bool) -> None:
             ha="center",
             va="top",
             fontsize=6,
+            parse_math=False,
         )
 
 
