@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "--crowd",
         choices=UNITS,
         default=rules.crowd,
-        help="what a crowd box takes out (default: its %(default)s)",
+        help="what a crowd takes out (default: its %(default)s)",
     )
     add(
         "--tiny",
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--min_side",
         type=float,
         default=rules.min_side,
-        help="a box is tiny under this many thousandths of its image's width or height (default: %(default)s)",
+        help="a box is tiny under this many thousandths of its image's side (default: %(default)s)",
     )
     add(
         "--max_boxes",
@@ -144,8 +144,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.write(f"warning: only {counts['negatives']} of {wanted} negatives were found\n")
     left_out = ", ".join(f"{count} {why}" for why, count in counts["pairs_left_out"].items()) or "none"
     sys.stdout.write(
-        f"{target.path}: {counts['rows']} rows, {counts['negatives']} of them negative, from {counts['images']} "
-        f"images and {counts['annotations']} boxes; pairs left out: {left_out}\n"
+        f"{target.path}: {counts['rows']} rows, {counts['negatives']} of them negative, from "
+        f"{counts['images']} images and {counts['annotations']} boxes; pairs left out: {left_out}\n"
     )
 
 

@@ -353,7 +353,7 @@ def test_base_and_novel_split_the_categories(make: Make) -> None:
         ({"shots": -1}, "must not be negative"),
         ({"negatives": 1.0}, "less than 1"),
         ({"space": "pixels"}, "--coordinates pixels: one of"),
-        ({"space": "abs_resized"}, "pass the --min_pixels and --max_pixels"),
+        ({"space": "abs_resized"}, "pass the training's --min_pixels"),
         ({"space": "abs_resized", "min_pixels": 9, "max_pixels": 3}, "not above --max_pixels"),
         ({"kind": "kitti"}, "--kind kitti: one of"),
     ],

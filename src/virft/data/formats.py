@@ -32,6 +32,7 @@ from virft.data.solutions import tagged
 from virft.data.training import IMAGE_COLUMNS, target_text
 from virft.errors import UserError
 from virft.files import replacing
+from virft.parsing import parse_answer
 
 IMAGE_MARK = "<image>"
 IMAGE_TAG = re.compile(r"<img>([^<]*)</img>\s*")
@@ -97,7 +98,7 @@ def _text(content: Any) -> Any:
 
 
 def _from_turns(record: Record, turns: Sequence[tuple[Any, Any]], column: str) -> Row:
-    system = [text for role, text in turns if role == "system"] + [record["system"]] * ("system" in record)
+    system = [text for role, text in turns if role == "system"] + [record.get("system")]
     asked = [text for role, text in turns if role == "user"]
     told = [text for role, text in turns if role == "assistant"]
     known = len(asked) + len(told) + sum(role == "system" for role, _ in turns) == len(turns)
@@ -113,10 +114,11 @@ def _from_turns(record: Record, turns: Sequence[tuple[Any, Any]], column: str) -
     if "solution" not in row:
         if not told:
             raise ValueError(f"{column!r} has no answer, and there is no column 'solution'")
-        row["solution"] = told[0] if "<answer>" in told[0] else tagged(told[0])
+        answer = parse_answer(told[0])
+        row["solution"] = tagged(answer.value if answer.ok else told[0])
     if told and "<think>" in told[0]:
         row["completion"] = told[0]
-    if system and system[0]:
+    if system[0]:
         row["system"] = system[0]
     return row
 

@@ -180,7 +180,8 @@ def _prepare(index: Index, settings: DetectionSettings, processes: int, stage: S
     if not chosen.positives:
         left_out = ", ".join(f"{count} {reason}" for reason, count in index.counts.left_out.most_common())
         raise UserError(
-            f"{source}: no rows: no image shows these categories as the rules ask (left out: {left_out or 'none'})"
+            f"{source}: no rows: no image shows these categories as the rules ask "
+            f"(left out: {left_out or 'none'})"
         )
     return chosen
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import virft
 from virft.errors import UserError
 from virft.files import replacing
 
@@ -300,11 +301,9 @@ def write_manifest(
         settings: every option that the rows depend on, and the sources' fingerprints.
         counts: of what was found, kept and left out.
     """
-    from virft import __version__
-
     manifest = {
         "command": command,
-        "virft": __version__,
+        "virft": virft.__version__,
         "settings": settings,
         "counts": counts,
         "output": fingerprint(target.path),
