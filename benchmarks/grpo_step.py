@@ -125,9 +125,7 @@ def build_model(preset: Preset, folder: Path) -> None:
         "mlp_ratio": 4,
     }
     special = {name: getattr(base, name) for name in base.to_dict() if name.endswith("_token_id")}
-    config = Qwen2VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=preset.tied, **special
-    )
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=preset.tied, **special)
     torch.manual_seed(0)
     with torch.device("cuda" if preset.gpu else "cpu"):
         model = Qwen2VLForConditionalGeneration._from_config(
@@ -171,7 +169,9 @@ def rows(processor: Any, count: int) -> Dataset:
         coarse = random.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
         data = io.BytesIO()
         Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(data, "JPEG", quality=90)
-        examples.append({"prompt": conversation(text, None), "image": {"bytes": data.getvalue(), "path": None}})
+        examples.append(
+            {"prompt": conversation(text, None), "image": {"bytes": data.getvalue(), "path": None}}
+        )
     return Dataset.from_list(examples).cast_column("image", ImageColumn())
 
 
@@ -337,9 +337,13 @@ def group_inputs(made: Any, processor: Any, image: Image.Image, generations: int
     rendered = processor.apply_chat_template(
         conversation(prompt_text(processor), None), add_generation_prompt=True, tokenize=False
     )
-    prompt = processor(images=[[image]] * generations, text=[rendered] * generations, return_tensors="pt").to(device)
+    prompt = processor(images=[[image]] * generations, text=[rendered] * generations, return_tensors="pt").to(
+        device
+    )
     random = torch.Generator().manual_seed(0)
-    replies = torch.randint(7, base_model(made).config.text_config.vocab_size, (generations, REPLY_TOKENS), generator=random)
+    replies = torch.randint(
+        7, base_model(made).config.text_config.vocab_size, (generations, REPLY_TOKENS), generator=random
+    )
     replies[replies == base_model(made).config.image_token_id] = 7
     lengths = torch.linspace(SHORTEST_REPLY, REPLY_TOKENS, generations).long()
     mask = (torch.arange(REPLY_TOKENS) < lengths[:, None]).long().to(device)
@@ -376,7 +380,9 @@ def passes(made: Any, inputs: dict[str, Any]) -> dict[str, Callable[[], torch.Te
     return {"reference": reference, "policy": policy}
 
 
-def time_passes(trainers: dict[str, Any], inputs: dict[str, Any], device: str, repeats: int) -> dict[str, Any]:
+def time_passes(
+    trainers: dict[str, Any], inputs: dict[str, Any], device: str, repeats: int
+) -> dict[str, Any]:
     """Seconds of the log-prob passes, the trainers alternating, and the largest difference of a log-prob."""
     runs = {name: passes(made, inputs) for name, made in trainers.items()}
     prompt = inputs["input_ids"].shape[1] - inputs["logits_to_keep"]
@@ -454,7 +460,11 @@ def score_labelled_only() -> None:
 def machine(device: str) -> dict[str, Any]:
     """Where the figures come from."""
     model = next(
-        (x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x),
+        (
+            x.split(":", 1)[1].strip()
+            for x in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in x
+        ),
         platform.processor(),
     )
     return {
@@ -500,7 +510,8 @@ def measure(preset_name: str, generations: int, steps: int, repeats: int, folder
     def ratios(kind: int) -> dict[str, float]:
         whole = {n: median(taken[STOCK], n, kind) / max(median(taken[SHARED], n, kind), 1e-9) for n in names}
         alone = {
-            phase: statistics.median(x[kind] for x in by[STOCK]) / statistics.median(x[kind] for x in by[SHARED])
+            phase: statistics.median(x[kind] for x in by[STOCK])
+            / statistics.median(x[kind] for x in by[SHARED])
             for phase, by in single["seconds"].items()
         }
         return {
@@ -562,7 +573,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     parser.add_argument("--steps", type=int, default=2, help="timed optimizer steps of each run")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each trainer")
-    parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="CPU threads")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--memory_of", choices=list(TRAINERS), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ forward, a ``Cache`` and ``generate(past_key_values=...)``.
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 
 import torch
@@ -19,6 +20,8 @@ from virft.shared_prefix_cache import SharedPrefixCache
 # DynamicCache with a copy per reply, any attention. static: a copy per reply in fixed buffers, which
 # generate compiles on a GPU.
 CACHES = ("shared", "expanded", "static")
+# Fixed buffers have a multiple of this many tokens, so that prompts of many lengths need few compilations.
+STATIC_STEP = 256
 
 
 @torch.no_grad()
@@ -82,6 +85,9 @@ def generate(
     room = input_ids.shape[1] + (generation_config.max_new_tokens or generation_config.max_length)
     past = _shared_out(prefix, attention_mask[:, :-1], replies, cache, model, room)
     core.rope_deltas = offset.repeat_interleave(replies, 0)
+    if cache == "static":  # TRL's configuration forbids the compilation that fixed buffers are for
+        generation_config = copy.copy(generation_config)
+        generation_config.disable_compile = input_ids.device.type != "cuda"
     with past.active() if isinstance(past, SharedPrefixCache) else nullcontext():
         return type(model).generate(
             model,
@@ -107,6 +113,7 @@ def _shared_out(
     prefix.batch_repeat_interleave(replies)
     if cache == "expanded":
         return prefix
+    room = -(-room // STATIC_STEP) * STATIC_STEP
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
     for index, layer in enumerate(prefix.layers):
         static.update(layer.keys, layer.values, index)

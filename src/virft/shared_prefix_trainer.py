@@ -78,8 +78,13 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def _hugging_face(self, model: Any) -> PreTrainedModel:
         """The Hugging Face model within DDP, DeepSpeed and PEFT."""
-        model = self.accelerator.unwrap_model(model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        known = self.__dict__.setdefault(
+            "_unwrapped", {}
+        )  # unwrapping asks for installed packages: milliseconds
+        if id(model) not in known:
+            inner = self.accelerator.unwrap_model(model)
+            known[id(model)] = (model, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+        return known[id(model)][1]
 
     def _prepare_model(self, model: PreTrainedModel) -> None:
         SharedVision.install(model.model)
@@ -150,17 +155,22 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             if shown is not None and self._reuse_features(model, sampling=True):
                 images = shown.encode(model.model)
                 self._prompt_features = images.contents
-            return generate(
-                model,
-                unit,
-                generation_config,
-                input_ids[::unit],
-                attention_mask[::unit],
-                mm_token_type_ids=mm_token_type_ids,
-                cache=self.sharing.generation,
-                **({} if images is None else images.inputs()),
-                **options,
+            # Less work per operation; but parameters that are gathered within it could not be trained.
+            plain = not (
+                self.is_deepspeed_enabled or self.is_fsdp_enabled or getattr(model, "is_quantized", False)
             )
+            with torch.inference_mode() if plain else nullcontext():
+                return generate(
+                    model,
+                    unit,
+                    generation_config,
+                    input_ids[::unit],
+                    attention_mask[::unit],
+                    mm_token_type_ids=mm_token_type_ids,
+                    cache=self.sharing.generation,
+                    **({} if images is None else images.inputs()),
+                    **options,
+                )
 
         model.generate = shared
         try:
