@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from virft.data.mixture import is_mixture, load_mixture, parts_of
+from virft.data.mixture import is_mixture, parts_of
+from virft.data.mixture import load_mixture as load_any_mixture
+from virft.data.training import load_rows
 from virft.errors import UserError
+
+
+def load_mixture(names: list[str], seed: int = 0) -> Any:
+    return load_any_mixture(names, load_rows, seed=seed)
 
 
 @pytest.fixture

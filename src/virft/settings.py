@@ -32,9 +32,12 @@ VISION_LINEARS = r".*visual\.(blocks|merger).*\.(qkv|proj|fc1|fc2|gate_proj|up_p
 class RowArguments:
     """Which rows to train on."""
 
-    dataset_name: str | None = field(
+    dataset_name: list[str] | None = field(
         default=None,
-        metadata={"help": "Hub id, save_to_disk folder, .parquet, .json or .jsonl with the training rows."},
+        metadata={
+            "help": "Rows: Hub id, save_to_disk folder, .parquet, .json or .jsonl. Several are mixed: "
+            "a.jsonl b, a.jsonl:0.7 b:0.3 with shares of the rows, or a YAML file that lists them."
+        },
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a source that has splits."})
     dataset_test_split: str = field(

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virft.data.training import load_rows
 from virft.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,18 +114,18 @@ def _yaml_part(path: Path, number: int, entry: Any) -> Part:
 
 def load_mixture(
     names: Sequence[str],
+    load: Callable[[str, str, str | Path | None], datasets.Dataset],
     split: str = "train",
     image_folder: str | Path | None = None,
     seed: int = 0,
-    load: Callable[..., datasets.Dataset] = load_rows,
 ) -> datasets.Dataset:
     """The rows of all parts, mixed in an order that the seed decides; a single plain set stays as it is.
 
     Args:
         names: see :func:`parts_of`.
+        load: :func:`virft.data.training.load_rows`.
         split, image_folder: of parts that do not say their own.
         seed: of the order and of which rows are taken.
-        load: loads one set, with the arguments of :func:`virft.data.training.load_rows`.
 
     Returns:
         A data set with the columns of all parts, None where a part lacks one.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from virft.boxes import resized
 from virft.data.coordinates import convert_rows
+from virft.data.mixture import load_mixture
 from virft.data.sources import read_table
 from virft.errors import UserError
 
@@ -126,12 +127,13 @@ def target_text(row: Mapping[str, Any]) -> str:
 
 
 def prepared_rows(
-    name: str | None, split: str, image_folder: str | None, settings: Any, processor: Any
+    name: str | Sequence[str] | None, split: str, image_folder: str | None, settings: Any, processor: Any
 ) -> datasets.Dataset:
     """Rows as trainers take them: checked, in the model's coordinate space, with prompts, none too long.
 
     Args:
-        name, split, image_folder: as for :func:`load_rows`.
+        name: as for :func:`load_rows`, or several, see :func:`virft.data.mixture.load_mixture`.
+        split, image_folder: as for :func:`load_rows`.
         settings: with ``coordinates`` (a space), ``min_pixels``, ``max_pixels``, ``system_prompt``,
             ``max_prompt_length`` (or None) and ``skip_long_prompts``.
         processor: the model's.
@@ -139,22 +141,26 @@ def prepared_rows(
     Raises:
         UserError: see :func:`load_rows`, :func:`virft.data.coordinates.convert_rows`, :func:`drop_long`.
     """
-    if not name:
-        raise UserError("--dataset_name is missing; give a file, a folder or a Hub id")
-    rows = load_rows(name, split, image_folder)
+    names = [name] if isinstance(name, str) else list(name or ())
+    rows = load_mixture(names, load_rows, split, image_folder, getattr(settings, "seed", 0))
     rows = convert_rows(rows, settings.coordinates, settings.min_pixels, settings.max_pixels)
     rows = to_prompts(rows, settings.system_prompt or None)
     if settings.max_prompt_length is None:
         return rows
     rows, dropped = drop_long(rows, processor, settings.max_prompt_length, settings.skip_long_prompts)
     if dropped:
-        logger.warning("%s: %d rows above --max_prompt_length were left out", name, dropped)
+        logger.warning("%s: %d rows above --max_prompt_length were left out", " ".join(names), dropped)
     return rows
 
 
-def data_summary(rows: datasets.Dataset, name: str, split: str) -> dict[str, Any]:
+def data_summary(rows: datasets.Dataset, name: str | Sequence[str], split: str) -> dict[str, Any]:
     """What a checkpoint's manifest says of the rows."""
-    return {"name": name, "split": split, "rows": len(rows), "hash": data_hash(rows)}
+    return {
+        "name": name if isinstance(name, str) else " ".join(name),
+        "split": split,
+        "rows": len(rows),
+        "hash": data_hash(rows),
+    }
 
 
 def data_hash(rows: datasets.Dataset) -> str:
