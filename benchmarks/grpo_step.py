@@ -1,15 +1,17 @@
-"""Whole GRPO optimizer steps through the real trainers: stock TRL against the shared prefix, and each phase of them.
+"""Whole GRPO optimizer steps through the real trainers: stock TRL against the shared prefix, phase by phase.
 
     python benchmarks/grpo_step.py --preset cpu-2b --generations 8 --output benchmarks/results/cpu-2b-g8.json
 
-Both trainers run the same model, rows and seeds, alternating in one process; peak memory is measured in processes of
-their own. Weights are random and nothing is downloaded. The presets ``cpu-2b`` and ``cpu-7b`` are scaled models with the
-real ones' ratio of vision to language cost and with real token counts (504 visual + 157 text + 192 reply); ``2b`` and
-``7b-lora`` have the real sizes and want a GPU with 80 GB.
+Both trainers run the same model, rows and seeds, alternating in one process; peak memory is measured in
+processes of their own. Weights are random and nothing is downloaded. The presets ``cpu-2b`` and ``cpu-7b``
+are scaled models with the real ones' ratio of vision to language cost and with real token counts (504 visual
++ 157 text + 192 reply); ``2b`` and ``7b-lora`` have the real sizes and want a GPU with 80 GB.
 
 Ratios are stock / shared (how many times faster), ``ratio.memory`` is shared / stock. Timings are medians.
-On a CPU, TRL's language-model head scores every position, on a GPU the labelled ones only: the benchmark lets stock TRL
-do the latter everywhere, so that the head's share does not flatter us.
+``ratio.policy`` and ``ratio.reference`` are of passes over replies of 126 .. 192 tokens, ``policy_in_step``
+and ``reference_in_step`` those within the whole steps, where every reply has 192. On a CPU, TRL's
+language-model head scores every position, on a GPU the labelled ones only: here stock TRL does the latter
+everywhere, so that the head's share does not flatter us.
 """
 
 from __future__ import annotations
@@ -49,7 +51,6 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from transformers import (
     AutoProcessor,
-    GenerationConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     TrainerCallback,
@@ -60,6 +61,7 @@ from virft import tiny
 from virft.files import replacing
 from virft.shared_prefix_config import SharedPrefixConfig
 from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
+from virft.shared_prefix_vision import RowImages
 
 VISUAL_TOKENS, TEXT_TOKENS, REPLY_TOKENS = 504, 157, 192
 RESIZED = (784, 504)  # pixels that make 504 visual tokens
@@ -138,7 +140,7 @@ def build_model(preset: Preset, folder: Path) -> None:
 
 
 def prompt_text(processor: Any) -> str:
-    """Text that makes a prompt of exactly TEXT_TOKENS tokens besides the image, the chat template included."""
+    """Text that makes a prompt of TEXT_TOKENS tokens besides the image, the chat template included."""
     empty = conversation("", None)
     words = "0123456789"
 
@@ -280,7 +282,7 @@ def base_model(made: Any) -> Any:
 
 
 def train(name: str, made: Any, device: str) -> tuple[list[dict], list[dict]]:
-    """Run a trainer; seconds by phase of each step but the first (warm-up and self-check), and what it logged."""
+    """Run a trainer; seconds by phase of each step but the first (warm-up, self-check), and what it logged."""
     clock = Clock(device)
     made.add_callback(StepTimes(clock))
     core = base_model(made).model
@@ -332,7 +334,7 @@ def train(name: str, made: Any, device: str) -> tuple[list[dict], list[dict]]:
 
 
 def group_inputs(made: Any, processor: Any, image: Image.Image, generations: int) -> dict[str, Any]:
-    """What TRL gives the log-prob passes for one group whose replies have SHORTEST_REPLY .. REPLY_TOKENS tokens."""
+    """What TRL gives the log-prob passes for a group with replies of SHORTEST_REPLY .. REPLY_TOKENS tokens."""
     device = made.accelerator.device
     rendered = processor.apply_chat_template(
         conversation(prompt_text(processor), None), add_generation_prompt=True, tokenize=False
@@ -413,9 +415,12 @@ def peak_memory(name: str, preset: Preset, folder: Path, generations: int) -> fl
     inputs = group_inputs(made, processor, image, generations)
     if name == SHARED:  # as in training, where the batch holds each image once
         patches = inputs["pixel_values"].shape[0] // generations
-        inputs["pixel_values"] = inputs["pixel_values"][:patches].clone()
-        inputs["pixel_values"] = made_images(inputs, generations)
-        del inputs["image_grid_thw"], inputs["num_images"]
+        inputs["pixel_values"] = RowImages.of_batch(
+            inputs["pixel_values"][:patches].clone(),
+            inputs.pop("image_grid_thw"),
+            inputs.pop("num_images"),
+            [0] * generations,
+        )
     for parameter in made.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -434,15 +439,6 @@ def peak_memory(name: str, preset: Preset, folder: Path, generations: int) -> fl
     if preset.gpu:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     return _status("VmHWM") - before
-
-
-def made_images(inputs: dict[str, Any], generations: int) -> Any:
-    """The group's one image in the form in which the shared trainer's batches hold it."""
-    from virft.shared_prefix_vision import RowImages
-
-    return RowImages.of_batch(
-        inputs["pixel_values"], inputs["image_grid_thw"], inputs["num_images"], [0] * generations
-    )
 
 
 def _status(key: str) -> float:
