@@ -282,7 +282,7 @@ def base_model(made: Any) -> Any:
 
 
 def train(name: str, made: Any, device: str) -> tuple[list[dict], list[dict]]:
-    """Run a trainer; seconds by phase of each step but the first (warm-up, self-check), and what it logged."""
+    """Run a trainer; seconds by phase of each step but the first (it warms up and checks), and its log."""
     clock = Clock(device)
     made.add_callback(StepTimes(clock))
     core = base_model(made).model
@@ -334,7 +334,7 @@ def train(name: str, made: Any, device: str) -> tuple[list[dict], list[dict]]:
 
 
 def group_inputs(made: Any, processor: Any, image: Image.Image, generations: int) -> dict[str, Any]:
-    """What TRL gives the log-prob passes for a group with replies of SHORTEST_REPLY .. REPLY_TOKENS tokens."""
+    """What TRL gives the log-prob passes for a group with SHORTEST_REPLY .. REPLY_TOKENS tokens a reply."""
     device = made.accelerator.device
     rendered = processor.apply_chat_template(
         conversation(prompt_text(processor), None), add_generation_prompt=True, tokenize=False

@@ -183,6 +183,58 @@ def test_the_buffer_is_plain_and_resumes(models: dict[str, str], tmp_path: Path)
         assert torch.isfinite(trainer.compute_loss(trainer.model, batch))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True])
+def test_half_precision_trains(models: dict[str, str], tmp_path: Path, frozen: bool) -> None:
+    found = run("shared", models["2"], tmp_path, bf16=True, freeze_vision=frozen)
+    assert 0 < found["trainer"].self_check["mean"] < 2e-2
+    # Reference and policy are scored alike: before the first update there is no KL at all.
+    assert found["trainer"].state.log_history[0]["kl"] == 0
+
+
+class EngineInPlace:
+    """Stands for vLLM, which needs a GPU: replies and log-probs that depend on the prompts alone."""
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+
+    def sync_weights(self) -> None:
+        """The weights do not matter."""
+
+    def generate(self, prompts: list, images: list, num_generations: int, profiler: Any) -> tuple:
+        """As ``trl.generation.vllm_generation.VLLMGeneration.generate``; every row shows its image."""
+        assert len(images) == len(prompts) and all(len(row) == 1 for row in images)
+        self.prompts += prompts
+        generator = torch.Generator().manual_seed(sum(map(sum, prompts)))
+        lengths = torch.randint(3, 12, (len(prompts),), generator=generator).tolist()
+        replies = [torch.randint(7, 90, (n,), generator=generator).tolist() for n in lengths]
+        logprobs = [[[-5.0]] * n for n in lengths]
+        return None, replies, logprobs, None
+
+
+@pytest.mark.slow
+def test_log_probs_are_shared_where_vllm_samples(models: dict[str, str], tmp_path: Path) -> None:
+    logs, prompts = {}, {}
+    for which in ("stock", "shared"):
+        trainer, _ = build(which, models["2"], tmp_path)
+        trainer.use_vllm, trainer._last_loaded_step, trainer.vllm_generation = True, -1, EngineInPlace()
+        if which == "shared":
+            args = SimpleNamespace(**(vars(trainer.args) | {"use_vllm": True}))
+            trainer.sharing = decide(args, trainer.model.config)
+            assert (trainer.sharing.logps, trainer.sharing.generation) == ("packed", "trl")
+        trainer.train()
+        logs[which] = [
+            {k: v for k, v in row.items() if "sampling" in k or k in ("loss", "grad_norm")}
+            for row in trainer.state.log_history
+            if "loss" in row
+        ]
+        prompts[which] = trainer.vllm_generation.prompts
+    assert prompts["shared"] == prompts["stock"]
+    assert len(logs["stock"][0]) > 4
+    for found, expected in zip(logs["shared"], logs["stock"], strict=True):
+        assert found == pytest.approx(expected, rel=5e-5, abs=1e-6)
+
+
 # --- the decision
 
 
