@@ -73,7 +73,7 @@ class Recipe:
     sft_steps: int = 150
     sft_batch: int = 64
     sft_lr: float = 1e-5
-    grpo_steps: int = 100
+    grpo_steps: int = 120
     prompts: int = 16
     group: int = 8
     grpo_lr: float = 3e-5
@@ -374,7 +374,7 @@ def epilogue(folder: Path) -> str:
     here = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     return f"""
 Look at
-    {here}/before_and_after.png    held-out scenes with true and predicted boxes, before and after GRPO
+    {here}/before_and_after.png    held-out scenes with true and predicted boxes, before and after
     {here}/rewards.png             what GRPO was paid, each reward apart
     {here}/comparison.png          warm-up, SFT and GRPO side by side
     {here}/results.json            the numbers;  {here}/logs: all that the programs said

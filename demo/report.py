@@ -183,17 +183,28 @@ def draw_comparison(results: Mapping[str, Any], ious: Mapping[str, Sequence[floa
 
 
 def draw_scenes(before: Sequence[Replied], after: Sequence[Replied], path: Path, count: int = 10) -> None:
-    """The first ``count`` scenes twice, warm-up above and GRPO below, with true and predicted boxes."""
-    count = min(count, len(before))
-    figure = Figure(figsize=(1.75 * count, 4.4), layout="constrained")
-    grid = figure.subplots(2, count, squeeze=False)
-    for row, (title, scenes) in enumerate(((TITLES["base"], before), (TITLES["grpo"], after))):
-        for axes, scene in zip(grid[row], scenes[:count], strict=False):
-            _draw_scene(axes, scene)
-        grid[row][0].set_ylabel(title, fontsize=10)
+    """The first ``count`` scenes whose box GRPO moved, before above and after below; better or worse alike.
+
+    Args:
+        before, after: the same scenes in the same order.
+        path: the PNG file to write.
+        count: how many scenes are shown; filled up with unmoved ones where too few moved.
+    """
+    pairs = list(zip(before, after, strict=True))
+    moved = [pair for pair in pairs if pair[0].found != pair[1].found]
+    better = sum(b.iou < a.iou for b, a in moved)
+    worse = sum(b.iou > a.iou for b, a in moved)
+    shown = [*moved, *(pair for pair in pairs if pair[0].found == pair[1].found)][:count]
+    figure = Figure(figsize=(1.4 * max(len(shown), 5), 4.0), layout="constrained")
+    grid = figure.subplots(2, len(shown), squeeze=False)
+    for row, name in enumerate(("base", "grpo")):
+        for axes, pair in zip(grid[row], shown, strict=True):
+            _draw_scene(axes, pair[row])
+        grid[row][0].set_ylabel(TITLES[name], fontsize=10)
     figure.suptitle(
-        f"The first {count} held-out scenes, not chosen: green is true, red is predicted with its confidence",
-        fontsize=11,
+        f"GRPO moved boxes in {len(moved)} of {len(pairs)} held-out scenes: {better} better, {worse} worse; "
+        f"here the first {len(shown)}\ngreen: true box    red: predicted, with its confidence",
+        fontsize=10,
     )
     _save(figure, path)
 
@@ -202,7 +213,7 @@ def _draw_scene(axes: Any, scene: Replied) -> None:
     with Image.open(scene.image) as image:
         axes.imshow(np.asarray(image.convert("RGB")))
     axes.set(xticks=[], yticks=[])
-    axes.set_title(f"{scene.category}: IoU {scene.iou:.2f}", fontsize=9)
+    axes.set_title(f"{scene.category}: IoU {scene.iou:.2f}", fontsize=8)
     for boxes, colour in ((scene.truths, TRUE), (scene.found, PREDICTED)):
         for x1, y1, x2, y2 in boxes:
             xs, ys = [x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1]
