@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from virft import prompts, tiny
-from virft.data.digits import NAMES, THOUGHTS, Scenes, draw
+from virft.data.digits import NAMES, THOUGHTS, Scenes, draw, write
+from virft.data.training import load_rows, target_text
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,33 @@ def test_generation_ends_at_the_end_of_turn_and_sees_the_image(tmp_path: Path, f
         with torch.no_grad():
             logits.append(model(**inputs).logits[0, -1])
     assert not torch.allclose(*logits)
+
+
+@pytest.mark.slow
+def test_the_learner_learns_boxes_and_no_objects_by_heart(learner: Path, tmp_path: Path) -> None:
+    """Six scenes, one of them without the digit asked for: the greedy replies become the rows' own."""
+    torch.manual_seed(0)
+    folder = write(tmp_path / "digits", {"train": Scenes(6, "train", seed=2, absent=0.3)})
+    rows = load_rows(str(folder / "train.jsonl"))
+    taught = [target_text(row) for row in rows]
+    assert 0 < sum(prompts.NO_OBJECTS in text for text in taught) < len(taught)
+    processor = AutoProcessor.from_pretrained(learner, padding_side="left")
+    model = AutoModelForImageTextToText.from_pretrained(learner)
+    images = [Image.open(row["images"][0]["path"]) for row in rows]
+    messages = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": problem}]}]
+        for problem in rows["problem"]
+    ]
+    asked = processor.apply_chat_template(messages, add_generation_prompt=True)
+    whole = [f"{question}{text}<|im_end|>" for question, text in zip(asked, taught, strict=True)]
+    batch = processor(text=whole, images=images, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(120):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    questions = processor(text=asked, images=images, padding=True, return_tensors="pt")
+    replied = model.eval().generate(**questions, max_new_tokens=48, do_sample=False)
+    replies = processor.batch_decode(replied[:, questions["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert replies == taught
