@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from virft import prompts
 from virft.boxes import convert
+from virft.data import solutions
 from virft.data.coordinates import detection_answer
 from virft.errors import UserError
 from virft.types import Box, Detection
@@ -247,29 +248,22 @@ def draw(scenes: Scenes, index: int) -> Scene:
     return Scene(Image.fromarray(pixels), digit, tuple(boxes))
 
 
-def answer(detections: Sequence[Detection]) -> str:
-    """What stands between the answer tags: "No Objects" without detections."""
-    return detection_answer(detections) if detections else prompts.NO_OBJECTS
-
-
 def _texts(scenes: Scenes, index: int, scene: Scene) -> dict[str, str]:
     """The row's problem, its solution, and the whole reply that supervised fine-tuning teaches."""
     name = NAMES[scene.digit]
     if scenes.task == "classification":
-        problem, solution, replied = prompts.classification(*CLASSIFICATION_SUBJECT), name, name
+        problem, replied = prompts.classification(*CLASSIFICATION_SUBJECT), name
+        solution = solutions.classification(name)
     else:
         # A generator of its own: labels with other confidences leave the scenes as they are.
         tenths = [round(10 * bound) for bound in scenes.confidence]
         drawn = _rng(scenes, index, 1).integers(tenths[0], tenths[1] + 1, size=len(scene.boxes))
-        problem = prompts.detection(name)
-        solution = answer([Detection(box) for box in scene.boxes])
-        replied = answer([Detection(b, tenth / 10) for b, tenth in zip(scene.boxes, drawn, strict=True)])
+        found = [Detection(box, tenth / 10) for box, tenth in zip(scene.boxes, drawn, strict=True)]
+        problem, replied = prompts.detection(name), detection_answer(found) if found else prompts.NO_OBJECTS
+        solution = solutions.detection(scene.boxes)
     thought = THOUGHTS[scenes.task].format(name)
-    return {
-        "problem": problem,
-        "solution": f"<answer>{solution}</answer>",
-        "completion": f"<think>{thought}</think><answer>{replied}</answer>",
-    }
+    completion = f"<think>{thought}</think>{solutions.tagged(replied)}"
+    return {"problem": problem, "solution": solution, "completion": completion}
 
 
 def _rng(scenes: Scenes, index: int, stream: int) -> np.random.Generator:
