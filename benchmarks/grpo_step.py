@@ -265,7 +265,7 @@ def trainer(name: str, preset: Preset, folder: Path, generations: int, steps: in
         model_init_kwargs={"dtype": "bfloat16" if preset.gpu else "float32"},
     )
     with redirect_stdout(io.StringIO()):
-        return trainer_class(
+        made = trainer_class(
             model=str(folder),
             reward_funcs=[reward],
             args=args,
@@ -273,6 +273,8 @@ def trainer(name: str, preset: Preset, folder: Path, generations: int, steps: in
             processing_class=AutoProcessor.from_pretrained(folder, padding_side="left"),
             peft_config=adapter,
         )
+    made.model.train()  # as in a run: checkpointing, and the groups of training rather than of evaluation
+    return made
 
 
 def base_model(made: Any) -> Any:

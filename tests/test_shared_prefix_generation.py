@@ -110,3 +110,9 @@ def test_an_unknown_cache_is_named(tiny_qwen2_vl: Any) -> None:
     model, example = load(tiny_qwen2_vl), case(tiny_qwen2_vl)
     with pytest.raises(ValueError, match="cache must be one of shared, expanded, static, got 'paged'"):
         generate(model, GROUP, settings(model, False), **example.prompts, cache="paged")
+
+
+def test_a_shared_cache_needs_the_attention_that_reads_it(tiny_qwen2_vl: Any) -> None:
+    model, example = load(tiny_qwen2_vl), case(tiny_qwen2_vl)
+    with pytest.raises(ValueError, match="needs virft.shared_prefix_attention.enable"):
+        generate(model, GROUP, settings(model, False), **example.prompts)

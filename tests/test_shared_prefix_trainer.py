@@ -369,6 +369,24 @@ def test_two_ranks(models: dict[str, str], tmp_path: Path, name: str) -> None:
         assert_same(stock, shared)
 
 
+@pytest.mark.parametrize(
+    ("batch", "group", "rows", "ranks"), [(8, 4, 3, 2), (6, 4, 5, 1), (2, 8, 3, 4), (3, 3, 4, 2)]
+)
+def test_alignment_holds_for_the_last_evaluation_batch(batch: int, group: int, rows: int, ranks: int) -> None:
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+    from trl.trainer.utils import RepeatSampler
+
+    args = settings()
+    args.per_device_eval_batch_size, args.num_generations_eval = batch, group
+    unit = decide(args, model_config()).evaluation.forward
+    for rank in range(ranks):
+        batches = BatchSampler(RepeatSampler(range(rows), group, seed=0), batch, drop_last=False)
+        for found in BatchSamplerShard(batches, ranks, rank):
+            assert len(found) % unit == 0
+            assert all(len(set(found[i : i + unit])) == 1 for i in range(0, len(found), unit))
+
+
 def test_the_trainer_is_trls() -> None:
     from trl import GRPOTrainer
 

@@ -145,7 +145,7 @@ def decide(
         logps, generation = "vision", "expanded"
         notes.append("sliding-window layers cannot run packed rows")
     if aux_loss:
-        logps = "vision"
+        logps, generation = "vision", "expanded"
         notes.append("a packed row would change the mixture-of-experts loss")
     if logps == "packed" and train.forward == 1:
         notes.append(f"nothing to share in micro-batches of {batch} with {group} replies a prompt")

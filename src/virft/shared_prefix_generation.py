@@ -14,6 +14,7 @@ import torch
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 
 from virft.shared_prefix import prompt_positions, text_positions
+from virft.shared_prefix_attention import NAME
 from virft.shared_prefix_cache import SharedPrefixCache
 
 # shared: one copy of each prompt, needs the attention of virft.shared_prefix_attention. expanded: a
@@ -58,10 +59,12 @@ def generate(
         (N * replies, P + new tokens).
 
     Raises:
-        ValueError: an unknown cache.
+        ValueError: an unknown cache, or a shared one under an attention that cannot read it.
     """
     if cache not in CACHES:
         raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+    if cache == "shared" and model.config.get_text_config()._attn_implementation != NAME:
+        raise ValueError("a shared cache needs virft.shared_prefix_attention.enable(model) first")
     core = model.model
     positions, offset = prompt_positions(core, input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
     positions = torch.cat(
