@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import report
-from stages import Journal, Stage, StageFailed, say
+from recipe import EXAMINATION_SEED, PLAN, REWARD_CURVES, SHORT, Recipe
+from stages import Journal, StageFailed, say
 
 from virft.checkpoint import installed_versions, last_checkpoint
 from virft.data.digits import NAMES, THOUGHTS, Scenes
@@ -33,93 +34,6 @@ from virft.files import replacing
 from virft.predictions import load_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMINATION_SEED = 1000
-"""Of the validation and held-out scenes: every run sits the same examination."""
-REWARD_CURVES = {
-    "IoU reward (boxes)": "rewards/accuracy_iou/mean",
-    "confidence reward": "rewards/accuracy_confidence/mean",
-    "format reward": "rewards/format/mean",
-}
-"""Title of a panel -> key in the trainer's log."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of the quick start. Measured figures behind them stand in demo/README.md.
-
-    Attributes:
-        warmup_scenes, rows, validation, heldout: scenes of each split; ``rows`` are GRPO's and its rival's.
-        warmup_batch, warmup_lr, warmup_rise: completions a step, learning rate, steps to reach it.
-        warmup_steps, warmup_more, warmup_most: steps at first, further steps a round, and the limit.
-        enough: mean IoU on validation scenes at which the warm-up ends. Earlier the model has not yet learnt
-            where things are, and GRPO cannot reward what is never sampled; later little is left to gain.
-        sft_steps, sft_batch, sft_lr: the rival, supervised fine-tuning on GRPO's rows.
-        grpo_steps, prompts, group, grpo_lr: GRPO's steps, prompts a step, completions a prompt, first rate.
-        tokens: the longest completion.
-        answering: questions a batch when the model is examined.
-    """
-
-    warmup_scenes: int = 4000
-    rows: int = 160
-    validation: int = 128
-    heldout: int = 600
-    warmup_batch: int = 64
-    warmup_lr: float = 1e-3
-    warmup_rise: int = 50
-    warmup_steps: int = 350
-    warmup_more: int = 50
-    warmup_most: int = 600
-    enough: float = 0.75
-    sft_steps: int = 150
-    sft_batch: int = 64
-    sft_lr: float = 1e-5
-    grpo_steps: int = 120
-    prompts: int = 16
-    group: int = 8
-    grpo_lr: float = 3e-5
-    tokens: int = 48
-    answering: int = 64
-
-
-SHORT = Recipe(
-    warmup_scenes=64,
-    rows=16,
-    validation=8,
-    heldout=20,
-    warmup_batch=16,
-    warmup_rise=2,
-    warmup_steps=6,
-    warmup_more=2,
-    warmup_most=8,
-    sft_steps=2,
-    sft_batch=8,
-    grpo_steps=3,
-    prompts=4,
-    group=4,
-)
-"""Touches every stage; the numbers that come out mean nothing."""
-
-PLAN = (
-    Stage(
-        "digits", "Scenes of handwritten digits", "COCO annotations and training rows, from real scans", 12
-    ),
-    Stage("model", "A tiny Qwen2-VL", "the real architecture and processor, 1.2 million random weights", 5),
-    Stage(
-        "warmup",
-        "Warm-up with supervised fine-tuning",
-        "GRPO sharpens what a model can do by chance: this one must first learn to answer at all",
-        110,
-    ),
-    Stage(
-        "base", "Examination of the warm-up", "the number to beat, on scans that no training ever sees", 20
-    ),
-    Stage("sft", "The rival: SFT goes on", "the same rows that GRPO gets, with exact boxes to imitate", 60),
-    Stage(
-        "grpo", "GRPO", "no reply to imitate: sample 8 replies a scene, reward each, prefer the better", 130
-    ),
-    Stage("examination", "Examination of both", "the same scenes, program and scorer for everybody", 35),
-    Stage("report", "Table and pictures", "what was gained, and whether it is more than chance", 3),
-)
 
 
 @dataclass(frozen=True)
@@ -150,6 +64,19 @@ class Machine:
         where = [] if self.cuda else ["--use_cpu", "true"]
         return [*command, *map(str, flags), *precision, *where]
 
+    def environment(self) -> dict[str, str]:
+        """What every program is started with."""
+        variables = {
+            # Several processes with several threads each fight for the cores: six times slower on four.
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+        # Without it DeepSpeed warns that it found no accelerator.
+        return variables if self.cuda else variables | {"DS_ACCELERATOR": "cpu"}
+
     def per_process(self, count: int) -> int:
         """The share of one process of ``count`` prompts or rows a step."""
         return count // self.processes
@@ -160,17 +87,6 @@ class QuickStart:
 
     def __init__(self, folder: Path, seed: int, recipe: Recipe, machine: Machine) -> None:
         self.folder, self.seed, self.recipe, self.machine = folder, seed, recipe, machine
-        environment = {
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            # Several processes with several threads each fight for the cores: six times slower on four.
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONUNBUFFERED": "1",
-        }
-        if not machine.cuda:
-            environment["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns that it found no accelerator
-        os.environ.update(environment)
         self.journal = Journal(folder, PLAN, ROOT)
         self.digits = folder / "digits"
 
@@ -409,9 +325,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
+        say(f"virft quick start: results in {output}\n")
         machine = Machine.found()
+        os.environ.update(machine.environment())
         place = "one GPU" if machine.cuda else f"{machine.processes} processes on {os.cpu_count()} CPU cores"
-        say(f"virft quick start: {place}, results in {output}\n")
+        say(f"Trains on {place}. Every command is shown; if you repeat one, do so after\n")
+        say("    source .venv/bin/activate\n")
+        say(f"    export {' '.join(f'{k}={v}' for k, v in machine.environment().items())}\n")
         if not flags.seeds:
             run_seed(output, flags.seed, recipe, machine)
             say(epilogue(output))
