@@ -20,6 +20,7 @@ from typing import Any
 from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, named, prepared_rows, target_text
 from virft.errors import UserError, run_program
+from virft.images import open_rgb
 from virft.metrics.rows import RowMetric
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 from virft.settings import (
@@ -148,8 +149,15 @@ def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any)
             f"({', '.join(names)}); give one each"
         )
     if not arguments.skip_solution_check:
-        check_solutions(rewards, rows.remove_columns(["images", "prompt"]))
+        check_solutions(rewards, rows_to_check(rows, rewards))
     return rewards
+
+
+def rows_to_check(rows: Any, rewards: Sequence[Any]) -> Any:
+    """Rows for the check on solutions; images are decoded only where a user's own reward may look at them."""
+    if all(reward.maximum is not None for reward in rewards):
+        return rows.remove_columns(["images", "prompt"])
+    return ({**row, "images": [open_rgb(image) for image in row["images"]]} for row in rows)
 
 
 if __name__ == "__main__":

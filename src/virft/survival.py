@@ -120,8 +120,10 @@ def load_progress(trainer: Any, folder: str | Path) -> None:
     path = _progress_file(trainer, folder)
     if not path.is_file():
         return
+    device = trainer.accelerator.device
     with torch.serialization.safe_globals([RowImages]):
-        state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+        # torch.load knows no "cpu:0", which is what the device is called under torchrun.
+        state = torch.load(path, map_location=device if device.type != "cpu" else "cpu", weights_only=True)
     trainer._step, trainer._buffered_inputs = state["step"], state["buffer"]
     trainer._metrics["train"] = defaultdict(list, state["metrics"])
 

@@ -17,17 +17,21 @@ PATCHES = 4
 
 
 class VisionAlways:
-    """Hooks on one model (``Qwen2VLModel`` or ``Qwen2_5_VLModel``); generation is left alone."""
+    """Hooks on one model (``Qwen2VLModel`` or ``Qwen2_5_VLModel``); generation is left alone.
+
+    The vision tower runs between the embedding and the language model, as in a forward with images: ranks
+    must gather parameters in the same order, forwards and backwards. Hence the hook stands before those of
+    DeepSpeed, which are taken off and put on again around every generation.
+    """
 
     def __init__(self, core: torch.nn.Module) -> None:
         self.core = core
         self.runs = 0
         self._blank = False
         core.register_forward_pre_hook(self._look, with_kwargs=True)
-        # Behind the embedding: the order of layers is the same as in a forward with images.
-        core.get_input_embeddings().register_forward_hook(self._add)
+        core.language_model.register_forward_pre_hook(self._add, prepend=True, with_kwargs=True)
 
-    def _look(self, core: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+    def _look(self, core: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         values = kwargs.get("pixel_values")
         if isinstance(values, torch.Tensor) and values.numel() == 0:
             kwargs = {k: v for k, v in kwargs.items() if k not in ("pixel_values", "image_grid_thw")}
@@ -36,14 +40,15 @@ class VisionAlways:
         self._blank = values is None and kwargs.get("use_cache") is False
         return args, kwargs
 
-    def _add(self, embedding: torch.nn.Module, args: tuple, embedded: torch.Tensor) -> torch.Tensor | None:
+    def _add(self, language_model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         if not self._blank:
-            return None
+            return args, kwargs
         self._blank = False
         self.runs += 1
+        embedded = kwargs["inputs_embeds"]
         patch = self.core.visual.patch_embed
         width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
         pixels = torch.zeros(PATCHES, width, dtype=self.core.visual.dtype, device=embedded.device)
         grid = torch.tensor([[1, 2, 2]], device=embedded.device)
         features = torch.cat(list(self.core.get_image_features(pixels, grid).pooler_output))
-        return embedded + 0 * features.sum().to(embedded.dtype)
+        return args, kwargs | {"inputs_embeds": embedded + 0 * features.sum().to(embedded.dtype)}

@@ -87,6 +87,10 @@ class VisualRFTConfig(VisionSettings, SharedPrefixConfig):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Keep this many checkpoints (the best one beside); None keeps all."}
     )
+    log_multimodal: bool = field(
+        default=False,
+        metadata={"help": "Gather every rank's images at each generation, for --log_completions' tables."},
+    )
     inject_solution: bool = field(
         default=False,
         metadata={
@@ -243,17 +247,16 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
         if self.args.world_size == 1:
             return
         if text_only:
+            if self.log_multimodal:
+                raise UserError("--log_multimodal true does not run with text-only rows on several devices")
             if self.args.freeze_vision and is_deepspeed_zero3_enabled():
                 raise UserError(
                     "--freeze_vision with text-only rows does not run under ZeRO-3; use "
                     "local_scripts/zero2.json"
                 )
-            for model in (self.model, self.ref_model):
-                if model is not None:
-                    model = self.accelerator.unwrap_model(model)
-                    VisionAlways(
-                        (model.get_base_model() if hasattr(model, "get_base_model") else model).model
-                    )
+            VisionAlways(self.base_model().model)
+            if self.ref_model is not None:
+                VisionAlways(self.accelerator.unwrap_model(self.ref_model).model)
         # Then every trainable parameter takes part in every forward, and DDP need not search.
         self.args.ddp_find_unused_parameters = self._find_unused
 

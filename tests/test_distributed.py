@@ -1,0 +1,86 @@
+"""The real program under torchrun with two processes on a CPU: DDP, ZeRO-2, ZeRO-3."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_setup import ROOT, flags, log_without_times, torchrun, write_rows
+
+pytestmark = pytest.mark.slow
+
+STAGES = [pytest.param(None, id="ddp"), pytest.param(2, id="zero2"), pytest.param(3, id="zero3")]
+
+
+@pytest.fixture(scope="module")
+def mixed_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with one image, none, and two."""
+    return write_rows(tmp_path_factory.mktemp("mixed"), kinds=(1, 0, 2, 0), count=12)
+
+
+def state(folder: Path) -> dict:
+    return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    zero: int | None, tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path
+) -> None:
+    """Text-only rows, one image and two in one set: some forwards on some ranks have no image at all."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = {"save_total_limit": "10", "num_iterations": 2, "completions_per_forward": 4}
+    done = torchrun(flags(tiny_qwen2_vl, mixed_rows, whole, **options), zero)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # A kill leaves whole checkpoints and perhaps one that was being written.
+    shutil.copytree(whole / "checkpoint-1", cut / "checkpoint-1")
+    (cut / "checkpoint-2").mkdir()
+    shutil.copy(whole / "checkpoint-2" / "model.safetensors", cut / "checkpoint-2")
+    done = torchrun(flags(tiny_qwen2_vl, mixed_rows, cut, resume_from_checkpoint="auto", **options), zero)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "checkpoint-2 was cut off" in done.stderr
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    before = load_file(tiny_qwen2_vl / "model.safetensors")
+    assert not torch.equal(before["lm_head.weight"], one["lm_head.weight"])
+    logs = [log_without_times(state(folder / "checkpoint-3")) for folder in (whole, cut)]
+    assert logs[0] == logs[1]
+    assert (cut / "virft.json").is_file()
+
+
+def test_an_exception_on_one_rank_ends_the_run_within_a_minute(
+    tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path
+) -> None:
+    start = time.monotonic()
+    done = torchrun(flags(tiny_qwen2_vl, mixed_rows, tmp_path / "out"), 3, FAIL_RANK="1")
+    assert done.returncode != 0
+    assert "this rank fails" in done.stderr
+    assert time.monotonic() - start < 75  # some fifteen seconds of it start the processes
+
+
+def test_sigterm_saves_and_exits(tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path) -> None:
+    arguments = flags(
+        tiny_qwen2_vl, mixed_rows, tmp_path, max_steps=100000, save_steps=100000, num_train_epochs=100000
+    )
+    command = [sys.executable, str(ROOT / "src/virft/grpo.py"), *arguments, "--use_cpu", "true"]
+    with open(tmp_path / "log.txt", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+        deadline = time.monotonic() + 90
+        while "'loss'" not in (tmp_path / "log.txt").read_text() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=60)
+    text = (tmp_path / "log.txt").read_text()
+    assert code == 128 + signal.SIGTERM, text[-2000:]
+    assert "go on with --resume_from_checkpoint auto" in text
+    (saved,) = tmp_path.glob("checkpoint-*")
+    assert (saved / "virft.json").is_file()
+    assert not (tmp_path / "model.safetensors").exists()  # the run is not finished
