@@ -9,6 +9,7 @@ import pytest
 
 from virft.errors import UserError
 from virft.rewards import Outcome, check_solutions, load_rewards
+from virft.rewards.custom import custom_reward
 
 SOURCE = """
 import helper_beside_me
@@ -194,3 +195,12 @@ def test_solutions_are_checked_against_a_maximum_where_one_is_set() -> None:
     check_solutions(load_rewards(["my_rewards.py:full"]), [{"solution": "x"}])
     with pytest.raises(UserError, match="needs the column 'gt'"):
         check_solutions(load_rewards(["my_rewards.py:needs_gt"]), [{"solution": "x"}])
+
+
+def test_a_batch_reward_gets_messages_everywhere_as_in_training() -> None:
+    def words(completions, **columns):
+        return [float(len(completion[0]["content"].split())) for completion in completions]
+
+    reward = custom_reward("words", words, {})
+    assert reward.score("two words", {"solution": "x"}).value == 2.0
+    assert reward([[{"role": "assistant", "content": "two words"}]], solution=["x"]) == [2.0]

@@ -99,7 +99,8 @@ def custom_reward(name: str, function: Callable[..., Any], parameters: Mapping[s
     once for a batch: columns are lists. Any other is called once for each reply, with the reply's text as its
     parameter ``completion`` or ``reply``, else as its first one, and the row's columns by name. Columns that
     it does not name are left out unless it takes ``**kwargs``. It returns a number or None (a list of them
-    for a batch). ``function.maximum``, where set, is what a solution must earn.
+    for a batch). A batch always holds lists of messages, as in training. ``function.maximum``, where set, is
+    what a solution must earn.
 
     Raises:
         UserError: a parameter that the function does not take, or no place for the reply.
@@ -158,7 +159,11 @@ class _Call:
         if self.in_batches:
             lists = {k: v if k in SHARED_COLUMNS else [v] for k, v in columns.items()}
             lists.setdefault("prompts", [columns.get("prompt", columns.get("problem"))])
-            return self.many([completion], lists)[0]
+            # In training TRL gives lists of messages, so a function that works here works there.
+            messages = (
+                [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+            )
+            return self.many([messages], lists)[0]
         text, arguments = text_of(completion), self.arguments(columns)
         value = (
             self.function(**{**arguments, self.reply: text})
