@@ -7,7 +7,8 @@ processes of their own. Weights are random and nothing is downloaded. The preset
 are scaled models with the real ones' ratio of vision to language cost and with real token counts (504 visual
 + 157 text + 192 reply); ``2b`` and ``7b-lora`` have the real sizes and want a GPU with 80 GB.
 
-Ratios are stock / shared (how many times faster), ``ratio.memory`` is shared / stock. Timings are medians.
+Ratios are stock / shared (how many times faster), ``ratio.memory`` is shared / stock. Timings are the
+fastest of the timed steps, by phase, as other work on the machine only ever adds to them.
 ``ratio.policy`` and ``ratio.reference`` are of passes over replies of 126 .. 192 tokens, ``policy_in_step``
 and ``reference_in_step`` those within the whole steps, where every reply has 192. On a CPU, TRL's
 language-model head scores every position, on a GPU the labelled ones only: here stock TRL does the latter
@@ -24,7 +25,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +41,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep: user-CPU seconds are work done
 os.environ.setdefault("DS_ACCELERATOR", "cpu" if not Path("/dev/nvidiactl").exists() else "cuda")
 
 import numpy as np
@@ -474,9 +475,9 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def median(steps: list[dict], phase: str, kind: int) -> float:
-    """Median seconds of a phase, wall (0) or user-CPU (1)."""
-    return statistics.median(step.get(phase, [0.0, 0.0])[kind] for step in steps)
+def fastest(steps: list[dict], phase: str, kind: int) -> float:
+    """Least seconds of a phase, wall (0) or user-CPU (1)."""
+    return min(step.get(phase, [0.0, 0.0])[kind] for step in steps)
 
 
 def measure(preset_name: str, generations: int, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
@@ -506,10 +507,11 @@ def measure(preset_name: str, generations: int, steps: int, repeats: int, folder
     names += ("reference", "policy")
 
     def ratios(kind: int) -> dict[str, float]:
-        whole = {n: median(taken[STOCK], n, kind) / max(median(taken[SHARED], n, kind), 1e-9) for n in names}
+        whole = {
+            n: fastest(taken[STOCK], n, kind) / max(fastest(taken[SHARED], n, kind), 1e-9) for n in names
+        }
         alone = {
-            phase: statistics.median(x[kind] for x in by[STOCK])
-            / statistics.median(x[kind] for x in by[SHARED])
+            phase: min(x[kind] for x in by[STOCK]) / min(x[kind] for x in by[SHARED])
             for phase, by in single["seconds"].items()
         }
         return {
@@ -533,7 +535,7 @@ def measure(preset_name: str, generations: int, steps: int, repeats: int, folder
         "ratio": ratios(0),
         "ratio_user_cpu": ratios(1),
         "seconds": {
-            name: {n: {"wall": median(t, n, 0), "user_cpu": median(t, n, 1)} for n in names}
+            name: {n: {"wall": fastest(t, n, 0), "user_cpu": fastest(t, n, 1)} for n in names}
             for name, t in taken.items()
         },
         "seconds_alone": single["seconds"],
