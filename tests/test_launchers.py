@@ -101,3 +101,15 @@ def test_a_launcher_trains(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "virft.json").is_file()
     assert list(tmp_path.glob("rollouts*"))
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda p: p.name)
+def test_recipes_parse(recipe: Path, tmp_path: Path) -> None:
+    lines = [li for li in recipe.read_text().splitlines() if not li.startswith("deepspeed:")]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    flags = ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--bf16", "false"]
+    *_, args = parse_flags(
+        (RowArguments, RewardArguments, ModelArguments, VisualRFTConfig), [*flags, "--use_cpu", "true"]
+    )
+    # 8 completions a prompt, whatever the pieces in which they go through the policy.
+    assert args.completions_per_step == args.prompts_per_step * 8
