@@ -207,6 +207,7 @@ class QuickStart:
             "recipe": asdict(self.recipe),
             "device": "cuda" if self.machine.cuda else "cpu",
             "seconds": self.journal.seconds(),
+            "cpu_seconds": self.journal.seconds("cpu_seconds"),
             "versions": {"python": platform.python_version(), **installed_versions()},
         }
         with replacing(self.folder / "results.json") as temporary:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import selectors
 import shlex
 import shutil
@@ -72,7 +73,7 @@ class Journal:
     _spent: float = 0.0
     _expected: float = 0.0
     _started: float = 0.0
-    _earlier: float = 0.0
+    _started_cpu: float = 0.0
 
     @contextmanager
     def opened(self) -> Iterator[Journal]:
@@ -109,10 +110,10 @@ class Journal:
             return folder, recorded["result"]
         if recorded.get("key") != self._key:
             shutil.rmtree(folder, ignore_errors=True)
-            self._record(marker, {"done": False, "seconds": 0.0})
+            self._record(marker, {"done": False})
         elif folder.exists():
             say("    continuing where it was interrupted\n")
-        self._started, self._earlier = time.monotonic(), recorded.get("seconds", 0.0)
+        self._started, self._started_cpu = time.monotonic(), _cpu_seconds()
         return folder, None
 
     def finish(self, result: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -121,7 +122,12 @@ class Journal:
         self._spent += seconds
         self._expected += stage.cost
         result = result or {}
-        entry = {"done": True, "seconds": round(self._earlier + seconds, 1), "result": result}
+        entry = {
+            "done": True,
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(_cpu_seconds() - self._started_cpu, 1),
+            "result": result,
+        }
         self._record(self.folder / "stages" / f"{stage.name}.json", entry)
         say(f"    took {clock(seconds)}\n")
         return result
@@ -130,12 +136,11 @@ class Journal:
         with replacing(marker) as temporary:
             temporary.write_text(json.dumps({"key": self._key} | entry, indent=2) + "\n")
 
-    def seconds(self) -> dict[str, float]:
-        """Stage -> wall seconds that it took, over all runs that worked on it."""
+    def seconds(self, what: str = "seconds") -> dict[str, float]:
+        """Stage -> seconds of the run that finished it: by the clock, or "cpu_seconds" of all its processes."""
         files = {stage.name: self.folder / "stages" / f"{stage.name}.json" for stage in self.plan}
-        return {
-            name: json.loads(file.read_text())["seconds"] for name, file in files.items() if file.is_file()
-        }
+        entries = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+        return {name: entry[what] for name, entry in entries.items() if what in entry}
 
     def run(
         self,
@@ -329,6 +334,12 @@ class Bar:
         self.draw(final=True)
         if self.total and self.terminal:
             say("\n")
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of all that it has waited for, and of theirs."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def say(text: str) -> None:
