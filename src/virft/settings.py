@@ -23,7 +23,9 @@ MAX_PIXELS = 401408
 """Area limits of a resized image: 4 to 512 visual tokens of 28 x 28 pixels."""
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-VISION_LINEARS = r".*visual\.(blocks|merger).*\.(qkv|proj|fc1|fc2|gate_proj|up_proj|down_proj|0|2)"
+VISION_LINEARS = (
+    r".*visual\.blocks\..*\.(qkv|proj|fc1|fc2|gate_proj|up_proj|down_proj)|.*visual\.merger\.mlp\.(0|2)"
+)
 """LoRA's modules when ``--lora_target_modules`` is not given: the language model's, and with
 ``--lora_vision`` the vision tower's."""
 

@@ -105,6 +105,8 @@ class VisualRFTConfig(VisionSettings, SharedPrefixConfig):
         self._check_group()
         if self.prompts_per_device is None:  # else a copy of a configuration would be converted twice
             self._count_completions()
+        elif self.steps_per_generation is not None:
+            self.generation_batch_size = None  # TRL derives it, and refuses to be told both
         if self.bf16 is None:
             self.bf16 = default_bf16(self.fp16, self.use_cpu)
         rename_checkpointing_flag(self)

@@ -1,0 +1,279 @@
+"""Rows from every kind of source, their checks, their coordinates, their prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from virft import prompts
+from virft.boxes import resized
+from virft.data import validate
+from virft.data.coordinates import convert_answer, convert_rows
+from virft.data.training import (
+    data_hash,
+    drop_long,
+    load_rows,
+    prompt_lengths,
+    target_text,
+    to_prompts,
+)
+from virft.errors import UserError
+from virft.images import open_rgb
+from virft.parsing import parse_detections
+
+SOLUTION = "<answer>[{'Position': [100, 200, 300, 400], 'Confidence': 1}]</answer>"
+MODES = ("RGB", "RGBA", "P", "L")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four images of four modes and their rows as a.json."""
+    rows = []
+    for number, mode in enumerate(MODES):
+        Image.new(mode, (40 + number, 30)).save(tmp_path / f"{number}.png")
+        rows.append(
+            {"image": f"{number}.png", "problem": f"p{number}", "solution": SOLUTION, "extra": number}
+        )
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    return tmp_path
+
+
+def write(folder: Path, rows: list) -> str:
+    (folder / "b.json").write_text(json.dumps(rows), encoding="utf-8")
+    return str(folder / "b.json")
+
+
+def test_every_source_gives_the_same_rows(folder: Path) -> None:
+    from datasets import Dataset, DatasetDict
+    from datasets import Image as ImageFeature
+
+    rows = json.loads((folder / "a.json").read_text())
+    (folder / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    whole = Dataset.from_list([{**row, "image": str(folder / row["image"])} for row in rows])
+    whole = whole.cast_column("image", ImageFeature())
+    DatasetDict({"train": whole}).save_to_disk(folder / "disk")
+    whole.to_parquet(folder / "c.parquet")
+    expected = load_rows(str(folder / "a.json"))
+    for name in ("a.jsonl", "disk", "c.parquet"):
+        loaded = load_rows(str(folder / name))
+        assert data_hash(loaded) == data_hash(expected), name
+        assert loaded["extra"][:] == [0, 1, 2, 3]
+        for row, other in zip(loaded, expected, strict=True):
+            assert row["image_sizes"] == other["image_sizes"]
+            assert open_rgb(row["images"][0]).tobytes() == open_rgb(other["images"][0]).tobytes()
+
+
+def test_images_come_as_rgb_whatever_their_mode(folder: Path) -> None:
+    for row in load_rows(str(folder / "a.json")):
+        assert set(row["images"][0]) == {"bytes", "path"}  # not decoded before it is asked for
+        assert open_rgb(row["images"][0]).mode == "RGB"
+
+
+def test_rows_of_no_one_and_several_images(folder: Path) -> None:
+    rows = [
+        {"images": value, "problem": "p", "solution": "s"} for value in ([], ["0.png"], ["0.png", "1.png"])
+    ]
+    loaded = load_rows(write(folder, [*rows, {"problem": "p", "solution": "s"}]))
+    assert [len(row["images"]) for row in loaded] == [0, 1, 2, 0]
+    assert load_rows(write(folder, [{"problem": "p", "solution": "s"}]))[0]["images"] == []
+
+
+def test_nulls_among_embedded_images(folder: Path) -> None:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "problem": Value("string"), "solution": Value("string")})
+    picture = Image.open(folder / "0.png")
+    rows = [{"image": value, "problem": "p", "solution": "s"} for value in (None, picture, None, picture)]
+    Dataset.from_list(rows, features=features).save_to_disk(folder / "disk")
+    loaded = load_rows(str(folder / "disk"))
+    assert [len(row["images"]) for row in loaded] == [0, 1, 0, 1]
+    assert open_rgb(loaded[3]["images"][0]).size == (40, 30)
+
+
+GOOD = {"problem": "p", "solution": "s", "image": "0.png"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "empty"),
+        ([{"problems": "p", "solution": "s"}], "rename 'problems' to 'problem'"),
+        ([{"problem": "p", "solutions": "s"}], "rename 'solutions' to 'solution'"),
+        ([{"problem": "p", "solution": "s", "img": "0.png"}], "rename 'img' to 'image'"),
+        ([GOOD, {**GOOD, "solution": None}], "row 1: 'solution' must be text"),
+        ([GOOD, {**GOOD, "problem": "  "}], "row 1: 'problem' must be text"),
+        ([GOOD, {**GOOD, "image": "absent.png"}], "row 1: image .*absent.png does not exist"),
+        ([{**GOOD, "image": "broken.png"}], "row 0: image .*broken.png is unreadable"),
+        ([{**GOOD, "image": "absent.png"}] * 5, "rows 0, 1, 2 and 2 more"),
+        ([{**GOOD, "image": 3}], "row 0: 'image' must be a path"),
+        ([{**GOOD, "e": 1}, {**GOOD, "e": "x"}], "column 'e' mixes kinds of values: row 0 .* row 1"),
+        ([{**GOOD, "images": ["0.png"]}], "both hold images"),
+        ([3], "row 0 is int"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(folder: Path, rows: list, words: str) -> None:
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=words) as caught:
+        load_rows(write(folder, rows))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_things_are_named(folder: Path) -> None:
+    for name, words in [
+        (folder / "absent.json", "no such file"),
+        (folder / "0.png", "cannot read this kind of file"),
+        ("owner/name-that-is-nowhere", "not loadable from the Hub"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            load_rows(str(name))
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="neither"):
+        load_rows(str(folder / "empty"))
+    with pytest.raises(UserError, match="--image_folder"):
+        load_rows(str(folder / "a.json"), image_folder=folder / "absent")
+    (folder / "text.json").write_text("{not json", encoding="utf-8")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_rows(str(folder / "text.json"))
+
+
+def test_image_folder(folder: Path) -> None:
+    elsewhere = folder / "rows"
+    elsewhere.mkdir()
+    (elsewhere / "a.json").write_text((folder / "a.json").read_text(), encoding="utf-8")
+    with pytest.raises(UserError, match="does not exist"):
+        load_rows(str(elsewhere / "a.json"))
+    assert len(load_rows(str(elsewhere / "a.json"), image_folder=folder)) == 4
+
+
+def test_reference_rows_of_every_data_set(shared_data: Path, folder: Path) -> None:
+    samples = json.loads((shared_data / "dataset_samples.json").read_text())
+    rows = [
+        {"image": "0.png", **sample}
+        for name, entry in samples.items()
+        if name.startswith("ViRFT")
+        for sample in entry.get("samples", [])
+        if "problem" in sample
+    ]
+    assert len(rows) > 8
+    assert len(load_rows(write(folder, rows))) == len(rows)
+    wrong = {k: v for k, v in samples["custom_json_wrong_keys"]["sample"].items() if k != "image_path"}
+    with pytest.raises(UserError, match="rename 'problems' to 'problem'"):
+        load_rows(write(folder, [wrong]))
+
+
+def test_prompt_and_target(folder: Path) -> None:
+    rows = load_rows(write(folder, [{**GOOD, "context": "step one"}, {**GOOD, "context": None}]))
+    first, second = (row["prompt"] for row in to_prompts(rows, "be brief"))
+    assert first == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "p\nstep one"}]
+    assert second[1]["content"] == "p"
+    assert target_text({"solution": "<answer>a</answer>"}) == "<think></think><answer>a</answer>"
+    assert target_text({"solution": "S", "thinking": "t"}) == "<think>t</think>S"
+    assert target_text({"solution": "S", "completion": "whole"}) == "whole"
+
+
+def test_conversion_keeps_prompt_and_truth_together(folder: Path) -> None:
+    Image.new("RGB", (640, 480)).save(folder / "large.png")
+    rows = [
+        {
+            "image": "large.png",
+            "problem": prompts.detection("cat"),
+            "solution": SOLUTION,
+            "completion": f"so {SOLUTION}",
+        },
+        {
+            "image": "large.png",
+            "problem": prompts.grounding("it"),
+            "solution": "<answer>(1,2),(500,1000)</answer>",
+        },
+        {
+            "image": "large.png",
+            "problem": prompts.detection("dog"),
+            "solution": "<answer>No Objects</answer>",
+        },
+        {"image": None, "problem": "name it", "solution": "<answer>737-200</answer>"},
+    ]
+    rows = load_rows(write(folder, [{"completion": None, **row} for row in rows]))
+    assert convert_rows(rows, "norm1000", 3136, 401408) is rows
+    moved = convert_rows(rows, "abs_resized", 3136, 401408)
+    width, height = resized((640, 480), 3136, 401408)
+    box = parse_detections(moved[0]["solution"]).value[0].box
+    assert box == tuple(
+        round(v * s / 1000) for v, s in zip((100, 200, 300, 400), (width, height) * 2, strict=True)
+    )
+    assert moved[0]["problem"] == prompts.detection("cat", "abs_resized")
+    assert moved[0]["completion"] == f"so {moved[0]['solution']}"
+    assert (
+        moved[1]["solution"]
+        == f"<answer>({round(width / 1000)},{round(height * 2 / 1000)}),({width // 2},{height})</answer>"
+    )
+    assert moved[1]["problem"] == prompts.grounding("it")
+    assert [row["solution"] for row in moved][2:] == [row["solution"] for row in rows][2:]
+
+
+def test_rows_may_say_their_space(folder: Path) -> None:
+    row = {**GOOD, "solution": SOLUTION}
+    rows = load_rows(write(folder, [{**row, "coordinates": "pixels"}, {**row, "coordinates": None}]))
+    moved = convert_rows(rows, "norm1000", 3136, 401408)
+    assert moved["coordinates"][:] == ["norm1000"] * 2
+    assert parse_detections(moved[0]["solution"]).value[0].box == (2500, 6667, 7500, 13333)
+    assert moved[1]["solution"] == SOLUTION
+    with pytest.raises(UserError, match="row 0: coordinates 'inches' unknown"):
+        convert_rows(load_rows(write(folder, [{**row, "coordinates": "inches"}])), "norm1000", 3136, 401408)
+    two = {**row, "image": None, "images": ["0.png", "1.png"]}
+    del two["image"]
+    with pytest.raises(UserError, match="row 0: solution cannot be converted.*one image"):
+        convert_rows(load_rows(write(folder, [two])), "abs_resized", 3136, 401408)
+
+
+def test_confidence_survives_conversion() -> None:
+    text = "<think>x</think><answer>[{'Position': [0, 0, 1000, 1000], 'Confidence': 0.25}]</answer>"
+    moved = convert_answer(text, "norm1000", "abs_resized", (56, 84), 3136, 401408)
+    assert moved == "<think>x</think><answer>[{'Position': [0, 0, 56, 84], 'Confidence': 0.25}]</answer>"
+
+
+def test_prompt_length_is_what_the_model_sees(folder: Path, tiny_qwen2_vl: Path) -> None:
+    rows = [
+        {"images": value, "problem": "p", "solution": "s"} for value in ([], ["0.png"], ["0.png", "1.png"])
+    ]
+    rows = to_prompts(load_rows(write(folder, rows)))
+    processor = AutoProcessor.from_pretrained(tiny_qwen2_vl, min_pixels=3136, max_pixels=12544)
+    expected = []
+    for row in rows:
+        images = [open_rgb(image) for image in row["images"]]
+        content = [{"type": "image"}] * len(images) + [{"type": "text", "text": "p"}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        expected.append(
+            processor(text=[text], images=images or None, return_tensors="pt")["input_ids"].shape[1]
+        )
+    assert prompt_lengths(rows, processor) == expected
+    with pytest.raises(
+        UserError, match=f"row 2: prompt of {expected[2]} tokens is above --max_prompt_length"
+    ):
+        drop_long(rows, processor, expected[1], skip=False)
+    kept, dropped = drop_long(rows, processor, expected[1], skip=True)
+    assert (len(kept), dropped) == (2, 1)
+    with pytest.raises(UserError, match="every prompt"):
+        drop_long(rows, processor, 1, skip=True)
+
+
+def test_validate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    validate.main([str(folder / "a.json")])
+    assert "4 rows, all sound" in capsys.readouterr().out
+    cut = (folder / "0.png").read_bytes()
+    Image.effect_noise((64, 64), 50).save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
+    assert cut
+    good = {**GOOD, "solution": SOLUTION}
+    name = write(folder, [good, {**good, "image": "cut.png"}])
+    assert len(load_rows(name)) == 2  # its header is in order
+    with pytest.raises(UserError, match="row 1: image .*cut.png is damaged"):
+        validate.main([name])
+    with pytest.raises(UserError, match="rows 1"):
+        validate.main([write(folder, [good, {**good, "solution": "<answer>[{'Position': [1]}]</answer>"}])])
