@@ -1,29 +1,52 @@
 #!/usr/bin/env bash
-# A start for your own rows: one or two GPUs, no DeepSpeed, gradient checkpointing.
-# Edit the variables, or set them in the environment: MODEL=... GPUS=4 bash scripts/example.sh. Further flags are passed on:
-#   bash scripts/example.sh --max_steps 10 --report_to none
+# Your own rows: set DATASET to a Hub id, a save_to_disk folder, a .parquet, .json or .jsonl file.
+# Check the rows first: python -m virft.data.validate FILE
+# Every variable can be set from outside, further flags may follow: NPROC_PER_NODE=4 bash scripts/example.sh --seed 1
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 MODEL=${MODEL:-Qwen/Qwen2-VL-2B-Instruct}
-DATA=${DATA:-data/rows.jsonl}          # image, problem, solution: see README, Your own data
-OUTPUT=${OUTPUT:-runs/example}
-REPORT_TO=${REPORT_TO:-tensorboard}   # tensorboard, wandb, none
-ATTENTION=${ATTENTION:-sdpa}     # flash_attention_2 after: bash setup.sh --flash-attn
-export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/rollouts.txt}   # true: every rollout as text
+DATASET=${DATASET:-laolao77/ViRFT_COCO_8_cate_4_shot}
+OUTPUT_DIR=${OUTPUT_DIR:-output/example}
+DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}
+REPORT_TO=${REPORT_TO:-wandb}
+RUN_NAME=${RUN_NAME:-example}
 
-# One node as it stands; for several, run it on each with its NODE_RANK and the first one's address.
-GPUS=${GPUS:-1} NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0}
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-12345}
+# Several nodes: the same command on each, with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set.
+NPROC_PER_NODE=${NPROC_PER_NODE:-8}
+NNODES=${NNODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
+MASTER_PORT=${MASTER_PORT:-12345}
 
-# 1 GPU x 1 prompt x 8 accumulation = 8 prompts, 64 completions a step.
-[ -z "${VIRTUAL_ENV:-}" ] && [ -f .venv/bin/activate ] && source .venv/bin/activate
-exec torchrun --nproc_per_node="$GPUS" --nnodes="$NODES" --node_rank="$NODE_RANK" \
-    --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \
-    src/virft/grpo.py \
-    --model_name_or_path "$MODEL" --dataset_name "$DATA" --output_dir "$OUTPUT" --run_name "example" \
-    --task "${TASK:-detection}" --max_prompt_length 1024 \
-    --per_device_train_batch_size 1 --gradient_accumulation_steps 8 --num_generations 8 \
-    --gradient_checkpointing true --num_train_epochs 1 --save_steps 50 \
-    --logging_steps 1 --report_to "$REPORT_TO" --attn_implementation "$ATTENTION" --bf16 true \
-    --max_pixels 401408 --resume_from_checkpoint auto "$@"
+# Every rollout as text, one file per rank.
+export DEBUG_MODE=${DEBUG_MODE:-false}
+export LOG_PATH=${LOG_PATH:-"$OUTPUT_DIR/rollouts.txt"}
+
+# A scheduler's SIGTERM saves a checkpoint: give the step that is running this many seconds to end.
+export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-240}
+
+exec torchrun \
+  --nproc_per_node="$NPROC_PER_NODE" --nnodes="$NNODES" --node_rank="$NODE_RANK" \
+  --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \
+  src/virft/grpo.py \
+  --output_dir "$OUTPUT_DIR" \
+  --model_name_or_path "$MODEL" \
+  --dataset_name "$DATASET" \
+  --task "${TASK:-detection}" \
+  --deepspeed "$DEEPSPEED" \
+  --max_prompt_length 1024 \
+  --per_device_train_batch_size 1 \
+  --gradient_accumulation_steps 2 \
+  --logging_steps 1 \
+  --num_train_epochs 2 \
+  --save_steps 100 \
+  --num_generations 8 \
+  --gradient_checkpointing false \
+  --bf16 true \
+  --report_to "$REPORT_TO" \
+  --run_name "$RUN_NAME" \
+  --attn_implementation "${ATTN:-sdpa}" \
+  --max_pixels 401408 \
+  --resume_from_checkpoint auto \
+  "$@"
