@@ -137,7 +137,7 @@ class Journal:
             temporary.write_text(json.dumps({"key": self._key} | entry, indent=2) + "\n")
 
     def seconds(self, what: str = "seconds") -> dict[str, float]:
-        """Stage -> seconds of the run that finished it: by the clock, or "cpu_seconds" of all its processes."""
+        """Stage -> seconds of the run that finished it: by the clock, or "cpu_seconds" of its processes."""
         files = {stage.name: self.folder / "stages" / f"{stage.name}.json" for stage in self.plan}
         entries = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
         return {name: entry[what] for name, entry in entries.items() if what in entry}
