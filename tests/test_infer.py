@@ -1,0 +1,443 @@
+"""Inference over processes: the same predictions, nothing lost or doubled, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from virft import infer
+from virft.errors import UserError
+from virft.inference_settings import InferenceSettings
+from virft.predictions import load_meta, load_predictions
+from virft.types import Prediction, Sample
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small images of different sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(6):
+        Image.new("RGB", (56 + 28 * i, 84), (40 * i, 90, 200 - 30 * i)).save(folder / f"{i}.png")
+    return folder
+
+
+def questions(pictures: Path, a_picture: int = 3) -> list[Sample]:
+    """Several questions about each image."""
+    return [
+        Sample(f"{i}/{q}", (str(pictures / f"{i}.png"),), f"Question {q}: say it.", meta={"image": i})
+        for i in range(6)
+        for q in range(a_picture)
+    ]
+
+
+def settings(model: Path, folder: Path, **changed: object) -> InferenceSettings:
+    """Short replies on a CPU into ``folder``."""
+    fields = {"device": "cpu", "max_new_tokens": 6, "batch_size": 4} | changed
+    return InferenceSettings(model_path=str(model), output=str(folder / "predictions.jsonl"), **fields)
+
+
+def test_predictions_in_order_with_their_protocol(
+    tiny_qwen2_5_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    samples = questions(pictures)
+    chosen = settings(tiny_qwen2_5_vl, tmp_path, max_pixels=84 * 84)
+    predictions = infer.run(
+        samples, chosen, {"suite": "a test"}, read=lambda reply: "ok" if "a" in reply else "dull"
+    )
+    assert [p.id for p in predictions] == [s.id for s in samples]
+    assert predictions == load_predictions(chosen.output)
+    meta = load_meta(chosen.output)
+    assert meta["suite"] == "a test"
+    assert meta["coordinates"] == "abs_resized"
+    assert (meta["min_pixels"], meta["max_pixels"]) == (56 * 56, 84 * 84)
+    assert meta["decoding"] == {"temperature": 0.0, "greedy": True, "max_new_tokens": 6, "seed": None}
+    assert meta["dtype"] == "float32"
+    assert meta["questions"] == len(samples)
+    assert meta["unreadable"].get("dull", 0) == sum("a" not in p.reply for p in predictions)
+    assert {"torch", "transformers", "virft", "python"} <= set(meta["versions"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.jsonl", "predictions.meta.json"]
+
+
+def test_a_finished_run_is_not_asked_again(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = questions(pictures)
+    first = infer.run(samples, settings(tiny_qwen2_vl, tmp_path))
+    monkeypatch.setattr(infer, "make_engine", None)
+    assert infer.run(samples, settings(tiny_qwen2_vl, tmp_path, batch_size=1)) == first
+
+
+@pytest.mark.parametrize(
+    "changed", [{"max_new_tokens": 7}, {"temperature": 0.5}, {"dtype": "bfloat16"}, {"system": "Be brief."}]
+)
+def test_other_settings_are_refused(
+    changed: dict[str, object], tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    samples = questions(pictures, 1)
+    infer.run(samples, settings(tiny_qwen2_vl, tmp_path))
+    (name,) = changed
+    with pytest.raises(UserError, match=f"{name}: .* then, .* now.*--overwrite"):
+        infer.run(samples, settings(tiny_qwen2_vl, tmp_path, **changed))
+    with pytest.raises(UserError, match="samples: .* then, .* now"):
+        infer.run(samples[1:], settings(tiny_qwen2_vl, tmp_path))
+    again = infer.run(samples, settings(tiny_qwen2_vl, tmp_path, overwrite=True, **changed))
+    assert [p.id for p in again] == [s.id for s in samples]
+
+
+def test_another_model_in_the_same_folder_is_refused(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    model = shutil.copytree(tiny_qwen2_vl, tmp_path / "model")
+    samples = questions(pictures, 1)
+    infer.run(samples, settings(model, tmp_path))
+    weights = next(model.glob("*.safetensors"))
+    os.utime(weights, (0, 0))
+    with pytest.raises(UserError, match="model_files"):
+        infer.run(samples, settings(model, tmp_path))
+
+
+def interrupted(model: Path, pictures: Path, folder: Path, after: int) -> InferenceSettings:
+    """A run that an exception stops after some replies."""
+    chosen = settings(model, folder)
+    stopped = RuntimeError("the power went")
+
+    def explode(done: int = 0) -> None:
+        nonlocal after
+        after -= 1
+        if after == 0:
+            raise stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.Progress, "poll", lambda self, force=False: explode())
+        with pytest.raises(RuntimeError, match="the power went"):
+            infer.run(questions(pictures), chosen)
+    return chosen
+
+
+def test_an_exception_stops_and_a_restart_continues(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    whole = infer.run(questions(pictures), settings(tiny_qwen2_vl, tmp_path / "whole"))
+    chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path / "cut", after=5)
+    assert not Path(chosen.output).exists()
+    written = list(infer.read_entries(Path(chosen.output + infer.PARTIAL_SUFFIX)))
+    assert len(written) == 5
+    asked: list[str] = []
+    make = infer.make_engine
+
+    def spied(*arguments: object) -> object:
+        engine = make(*arguments)
+        stream = engine.stream
+        engine.stream = lambda samples, skip: (asked.extend(s.id for s in samples), stream(samples, skip))[1]
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer, "make_engine", spied)
+        assert infer.run(questions(pictures), chosen) == whole
+    assert sorted(asked) == sorted({p.id for p in whole} - {e.id for e in written})
+
+
+def test_a_torn_last_line_is_asked_again(tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = infer.run(questions(pictures), settings(tiny_qwen2_vl, tmp_path / "whole"))
+    chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path / "cut", after=5)
+    file = Path(chosen.output + infer.PARTIAL_SUFFIX) / "rank-0.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert infer.run(questions(pictures), chosen) == whole
+
+
+def test_a_broken_line_in_the_middle_is_named(tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path) -> None:
+    chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path, after=5)
+    file = Path(chosen.output + infer.PARTIAL_SUFFIX) / "rank-0.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    lines[1] = lines[1][:20]
+    file.write_bytes(b"\n".join(lines))
+    with pytest.raises(UserError, match=r"rank-0\.jsonl, line 2, cannot be read"):
+        infer.run(questions(pictures), chosen)
+
+
+def test_a_kill_between_the_last_two_steps_loses_nothing(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(tiny_qwen2_vl, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.shutil, "rmtree", lambda *a, **k: None)  # killed before the folder goes
+        whole = infer.run(questions(pictures), chosen)
+    folder = Path(chosen.output + infer.PARTIAL_SUFFIX)
+    (folder / "rank-0.jsonl").unlink()
+    monkeypatch.setattr(infer, "make_engine", None)
+    assert infer.run(questions(pictures), chosen) == whole
+    assert not folder.exists()
+
+
+def test_two_runs_do_not_write_one_file(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path, after=2)
+    monkeypatch.setattr(infer, "LOCK_SECONDS", 0.1)
+    with open(Path(chosen.output + infer.PARTIAL_SUFFIX) / "rank-0.jsonl", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written by another process"):
+            infer.run(questions(pictures), chosen)
+
+
+def test_bad_images_stop_the_run_or_are_left_out_and_counted(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    samples = [
+        *questions(pictures, 1),
+        Sample("bad/0", (str(broken),), "x"),
+        Sample("bad/1", (str(broken),), "y"),
+    ]
+    with pytest.raises(UserError, match=r"sample 'bad/0'.*broken\.png"):
+        infer.run(samples, settings(tiny_qwen2_vl, tmp_path))
+    predictions = infer.run(samples, settings(tiny_qwen2_vl, tmp_path, skip_bad_images=True))
+    assert [p.id for p in predictions] == [s.id for s in samples[:-2]]
+    meta = load_meta(tmp_path / "predictions.jsonl")
+    assert [s["id"] for s in meta["skipped_images"]] == ["bad/0", "bad/1"]
+    assert "broken.png" in meta["skipped_images"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"engine": "magic"}, "--engine 'magic' is unknown"),
+        ({"processes": 0}, "--processes must be at least 1"),
+        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"temperature": -1}, "--temperature"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changed: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        infer.run([Sample("a", (), "x")], settings(tmp_path, tmp_path, **changed))
+
+
+def test_nothing_to_ask_and_doubled_ids_are_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to ask"):
+        infer.run([], settings(tiny_qwen2_vl, tmp_path))
+    with pytest.raises(UserError, match="1 sample ids occur more than once, the first is 'a'"):
+        infer.run([Sample("a", (), "x"), Sample("a", (), "y")], settings(tiny_qwen2_vl, tmp_path))
+
+
+def test_a_predictions_file_of_unknown_making_is_not_overwritten(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "predictions.jsonl").write_text("precious\n")
+    with pytest.raises(UserError, match="does not say how it was made"):
+        infer.run(questions(pictures), settings(tiny_qwen2_vl, tmp_path))
+    assert (tmp_path / "predictions.jsonl").read_text() == "precious\n"
+
+
+# ------------------------------------------------------------------------------------------- processes
+
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from test_infer import questions, settings
+    from virft import infer
+    from virft.errors import run_program
+
+    def main():
+        _, _, model, pictures, folder, processes, tokens = sys.argv
+        infer.run(
+            questions(Path(pictures), 8),
+            settings(model, Path(folder), processes=int(processes), max_new_tokens=int(tokens), batch_size=2),
+        )
+
+    if __name__ == "__main__":
+        run_program(main)
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A script that asks the module's questions."""
+    path = tmp_path_factory.mktemp("program") / "ask.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_qwen2_vl: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The predictions file of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    infer.run(questions(pictures, 8), settings(tiny_qwen2_vl, folder, max_new_tokens=40, batch_size=2))
+    return (folder / "predictions.jsonl").read_bytes()
+
+
+def command(program: Path, model: Path, pictures: Path, folder: Path, processes: int) -> list[str]:
+    """How the script is started."""
+    here = str(Path(__file__).parent)
+    return [*(str(program), here, str(model), str(pictures), str(folder)), str(processes), "40"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_equal_one(
+    processes: int, alone: bytes, program: Path, tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    arguments = command(program, tiny_qwen2_vl, pictures, tmp_path, processes)
+    subprocess.run([sys.executable, *arguments], check=True, timeout=300)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == alone
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_equal_one_process(
+    alone: bytes, program: Path, tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    arguments = command(program, tiny_qwen2_vl, pictures, tmp_path, 1)
+    done = subprocess.run(
+        [*launcher, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "predictions.jsonl").read_bytes() == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 3)])
+def test_killed_and_continued_nothing_is_lost_or_doubled(
+    first: int,
+    then: int,
+    alone: bytes,
+    program: Path,
+    tiny_qwen2_vl: Path,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = command(program, tiny_qwen2_vl, pictures, tmp_path, first)
+    folder = tmp_path / ("predictions.jsonl" + infer.PARTIAL_SUFFIX)
+    running = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while sum(f.read_bytes().count(b"\n") for f in folder.glob("rank-*.jsonl")) < 4:
+        assert running.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "predictions.jsonl").exists()
+    kept = [entry.id for entry in infer.read_entries(folder)]
+    assert len(kept) >= 4
+    again = command(program, tiny_qwen2_vl, pictures, tmp_path, then)
+    subprocess.run([sys.executable, *again], check=True, timeout=300)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == alone
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_a_refusal_in_a_process_reaches_the_user(
+    program: Path, tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    some = shutil.copytree(pictures, tmp_path / "pictures")
+    (some / "3.png").write_bytes(b"no picture")
+    done = subprocess.run(
+        [sys.executable, *command(program, tiny_qwen2_vl, some, tmp_path, 2)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "3.png" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ vLLM
+
+
+STAND_IN = textwrap.dedent(
+    '''
+    """vLLM's interface over transformers, as far as the engine uses it: the real one needs a GPU."""
+    from types import SimpleNamespace
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    class SamplingParams:
+        def __init__(self, **settings):
+            self.__dict__.update(settings)
+
+    class LLM:
+        def __init__(self, model, mm_processor_kwargs, generation_config, limit_mm_per_prompt, **settings):
+            assert generation_config == "vllm"
+            self.limit = limit_mm_per_prompt["image"]
+            size = {
+                "shortest_edge": mm_processor_kwargs["min_pixels"],
+                "longest_edge": mm_processor_kwargs["max_pixels"],
+            }
+            self.processor = AutoProcessor.from_pretrained(model, size=size)
+            self.model = AutoModelForImageTextToText.from_pretrained(model).eval()
+
+        def generate(self, prompts, decoding, use_tqdm):
+            return [self.answer(p, d) for p, d in zip(prompts, decoding, strict=True)]
+
+        def answer(self, prompt, how):
+            images = prompt.get("multi_modal_data", {}).get("image")
+            assert len(images or ()) <= self.limit
+            assert how.temperature == 0 and how.repetition_penalty == 1.0 and how.top_p == 1.0
+            inputs = self.processor(images=images, text=[prompt["prompt"]], return_tensors="pt")
+            made = self.model.generate(
+                **inputs, do_sample=False, max_new_tokens=how.max_tokens, eos_token_id=how.stop_token_ids
+            )[0, inputs["input_ids"].shape[1]:]
+            stopped = int(made[-1]) in how.stop_token_ids
+            text = self.processor.tokenizer.decode(made, skip_special_tokens=True)
+            completion = SimpleNamespace(
+                text=text, token_ids=made.tolist(), finish_reason="stop" if stopped else "length"
+            )
+            return SimpleNamespace(outputs=[completion])
+    '''
+)
+
+
+def test_vllm_stands_behind_the_same_function(
+    tiny_qwen2_5_vl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [*questions(pictures, 2), Sample("text", (), "Say it.")]
+    expected = infer.run(samples, settings(tiny_qwen2_5_vl, tmp_path / "a", max_pixels=84 * 84))
+    (tmp_path / "stand_in/vllm").mkdir(parents=True)
+    (tmp_path / "stand_in/vllm/__init__.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path / "stand_in")
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    asked = settings(tiny_qwen2_5_vl, tmp_path / "b", engine="vllm", max_pixels=84 * 84)
+    assert infer.run(samples, asked) == expected
+    assert load_meta(asked.output)["engine"] == "vllm"
+    sys.modules.pop("vllm")
+
+
+@pytest.mark.skipif(__import__("importlib").util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vllm, which is not installed"):
+        infer.run([Sample("a", (), "x")], settings(tiny_qwen2_vl, tmp_path, engine="vllm"))
+
+
+def test_entries_are_predictions_or_skipped(tmp_path: Path) -> None:
+    wrote = Prediction("a", "reply", "norm1000")
+    skipped = infer.Skipped("b", "gone")
+    lines = [wrote.to_json(), {"skipped": {"id": "b", "reason": "gone"}}]
+    (tmp_path / "rank-0.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"id": "torn'
+    )
+    assert list(infer.read_entries(tmp_path)) == [wrote, skipped]
