@@ -100,9 +100,11 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, options: dict, word
     assert "\n" not in str(caught.value)
 
 
-def test_few_generations_are_warned_about(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="--num_generations 2"):
-        config(tmp_path, num_generations=2)
+def test_few_generations_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config(tmp_path, num_generations=4)
+    assert "--num_generations" not in caplog.text
+    config(tmp_path, num_generations=2)
+    assert "--num_generations 2" in caplog.text
 
 
 def test_too_few_rows_are_refused_before_weights_load(tmp_path: Path, rows: Any) -> None:

@@ -14,7 +14,6 @@ if __name__ == "__main__":
     sys.path.pop(0)
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from virft.checkpoint import Manifest, resume_folder
@@ -23,6 +22,7 @@ from virft.errors import UserError, run_program
 from virft.images import open_rgb
 from virft.metrics.rows import RowMetric
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
+from virft.rewards.arguments import RewardArguments
 from virft.settings import (
     ModelArguments,
     RowArguments,
@@ -36,28 +36,6 @@ from virft.settings import (
 )
 from virft.survival import StopOnSignal
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
-
-
-@dataclass
-class RewardArguments:
-    """What a reply is worth."""
-
-    task: list[str] = field(
-        default_factory=lambda: ["detection"],
-        metadata={
-            "help": "Chooses the default rewards. Several tasks may be mixed where every row "
-            "names its own in a "
-            f"column 'task'. Known: {', '.join(TASK_REWARDS)}."
-        },
-    )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={"help": "Rewards instead of --task's: names, file.py:function, package.module:function."},
-    )
-    skip_solution_check: bool = field(
-        default=False,
-        metadata={"help": "Start even where a reward does not give its maximum to the solutions themselves."},
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -38,7 +38,12 @@ class VisualSFTConfig(VisionSettings, SFTConfig):
         default=False, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
     )
     bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 mixed precision. Default: on where the GPU has it."}
+        default=None,
+        metadata={
+            "help": "bfloat16 mixed precision. Default: on where the GPU has it.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Keep this many checkpoints."})
     save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
 
+from virft.boxes import resized
 from virft.checkpoint import Manifest
 from virft.checkpointing import CarriesManifest
 from virft.errors import UserError
@@ -80,7 +81,12 @@ class VisualRFTConfig(VisionSettings, SharedPrefixConfig):
         default=False, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
     )
     bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 mixed precision. Default: on where the GPU has it."}
+        default=None,
+        metadata={
+            "help": "bfloat16 mixed precision. Default: on where the GPU has it.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
     save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
@@ -128,9 +134,8 @@ class VisualRFTConfig(VisionSettings, SharedPrefixConfig):
                 f"--num_generations {group}: a group needs at least 2 replies to be compared; use 8"
             )
         if group < FEW_GENERATIONS:
-            warnings.warn(
-                f"--num_generations {group}: advantages of groups below {FEW_GENERATIONS} are mostly noise",
-                stacklevel=3,
+            logger.warning(
+                "--num_generations %d: advantages of groups below %d are mostly noise", group, FEW_GENERATIONS
             )
 
     def _count_completions(self) -> None:
@@ -237,6 +242,8 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
         if args.freeze_vision:
             self.base_model().model.visual.requires_grad_(False)
         self._run_vision_on_every_rank()
+        if self.use_vllm:
+            self.vllm_generation.generate = none_for_no_image(self.vllm_generation.generate)
         self.add_callback(LogBeforeSave())
         self._check_sampling()
 
@@ -347,11 +354,23 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
             for image in row.get("images") or ():
                 if isinstance(image, Mapping):
                     key = (image["path"], image["bytes"])
-                    images.append(opened[key] if key in opened else opened.setdefault(key, open_rgb(image)))
+                    images.append(opened[key] if key in opened else opened.setdefault(key, self._open(image)))
                 else:
-                    images.append(open_rgb(image))
+                    images.append(self._open(image))
             decoded.append({**row, "images": images})
         return decoded
+
+    def _open(self, image: Any) -> Image.Image:
+        """An image as RGB, for vLLM at the size that the pixel limits give it.
+
+        vLLM resizes by the limits of the model's own files, and would give other numbers of visual tokens
+        than the prompt has; an image within all limits it leaves alone.
+        """
+        opened = open_rgb(image)
+        if not self.use_vllm:
+            return opened
+        size = resized(opened.size, self.manifest.min_pixels, self.manifest.max_pixels)
+        return opened if opened.size == size else opened.resize(size, Image.Resampling.BICUBIC)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
@@ -415,3 +434,13 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
         if self.accelerator.is_main_process:
             sys.stdout.write(self.describe())
             sys.stdout.flush()
+
+
+def none_for_no_image(generate: Callable[..., tuple]) -> Callable[..., tuple]:
+    """TRL's vLLM ``generate``, for which a text-only row has None for its images; here it has an empty
+    list."""
+
+    def with_none(prompts: list, images: list | None, *args: Any, **kwargs: Any) -> tuple:
+        return generate(prompts, images and [row or None for row in images], *args, **kwargs)
+
+    return with_none
