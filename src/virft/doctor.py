@@ -1,0 +1,345 @@
+"""What a GRPO run would do and whether it would fit, before any weights are loaded.
+
+``python -m virft.doctor --model_name_or_path ... --dataset_name ... FLAGS OF grpo.py [--devices 8]
+[--device_gib 80]``
+
+Takes the flags of ``grpo.py`` (``--model`` and ``--dataset`` are short for the first two) and reports:
+versions and pairs that do not go together; visual tokens an image takes at this pixel budget; how many
+prompts are above the limit and how many solutions above the completion length; prompts and completions a
+step; an estimate of peak memory per device (formulas: ``virft/memory_estimate.py``), and where it does not
+fit, flags that would make it. Exit code 0: it can run; 1: something named here stands against it; 2: bad
+input.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections import ChainMap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from math import prod
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from virft.boxes import resized
+from virft.checkpoint import installed_versions
+from virft.data.training import prepared_rows, prompt_lengths, target_text
+from virft.errors import UserError, run_program
+from virft.memory_estimate import GIB, Plan, Shape, alternatives, estimate, shape_of, zero_settings
+from virft.rewards.arguments import RewardArguments
+from virft.settings import (
+    ModelArguments,
+    RowArguments,
+    check_model,
+    load_processor,
+    model_options,
+    parse_flags,
+    quiet_libraries,
+    resolve_vision,
+)
+from virft.shared_prefix_config import decide
+from virft.trainer import VisualRFTConfig
+
+SHORT = {"--model": "--model_name_or_path", "--dataset": "--dataset_name"}
+PACKAGES = (
+    "virft",
+    "torchvision",
+    "trl",
+    "transformers",
+    "accelerate",
+    "peft",
+    "vllm",
+    "deepspeed",
+    "flash-attn",
+)
+"""Packages whose own requirements are compared with what is installed."""
+
+
+@dataclass
+class DoctorArguments:
+    """The machine that the run is meant for."""
+
+    devices: int = field(
+        default=1, metadata={"help": "Processes of the run: torchrun's nproc_per_node x nnodes."}
+    )
+    device_gib: float | None = field(
+        default=None,
+        metadata={"help": "Memory of a device in GiB; default: this machine's GPU, else no judgement."},
+    )
+    deepspeed_file: str | None = field(
+        default=None, metadata={"help": "Filled from --deepspeed, which is read here and not started."}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Report; exits with 1 when something stands against the run."""
+    quiet_libraries()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    doctor, rows_args, _, model, args = parse(arguments)
+    problems: list[str] = []
+    for title, lines in report(doctor, rows_args, model, args, problems):
+        sys.stdout.write(f"{title}\n" + "".join(f"  {line}\n" for line in lines))
+    if problems:
+        sys.stdout.write("against it\n" + "".join(f"  {problem}\n" for problem in problems))
+        sys.exit(1)
+    sys.stdout.write("nothing found against it\n")
+
+
+def parse(arguments: list[str]) -> tuple[Any, ...]:
+    """The doctor's flags and those of ``grpo.py``, made ready for a machine that need not be this one."""
+    arguments = [SHORT.get(word, word) for word in arguments]
+    # DeepSpeed would start its communication; a CPU stands in for the GPU that may not be here.
+    arguments = ["--deepspeed_file" if word == "--deepspeed" else word for word in arguments]
+    if not any(word.split("=")[0] == "--output_dir" for word in arguments):
+        arguments += ["--output_dir", "doctor"]
+    here = torch.cuda.is_available()
+    says = {word.split("=")[0] for word in arguments}
+    meant_for_cpu = "--use_cpu" in says
+    if not here and not meant_for_cpu:
+        arguments += ["--use_cpu", "true"]
+    if not here and not meant_for_cpu and not says & {"--bf16", "--fp16"}:
+        arguments += ["--bf16", "true"]
+    classes = (DoctorArguments, RowArguments, RewardArguments, ModelArguments, VisualRFTConfig)
+    parsed = parse_flags(classes, arguments)
+    if parsed[0].devices < 1:
+        raise UserError("--devices must be at least 1")
+    return parsed
+
+
+def report(
+    doctor: DoctorArguments,
+    rows_args: RowArguments,
+    model: ModelArguments,
+    args: VisualRFTConfig,
+    problems: list[str],
+) -> Iterator[tuple[str, list[str]]]:
+    """The sections of the report, each (title, lines); what stands against the run is added to
+    ``problems``."""
+    yield "versions", list(_versions(problems))
+    config = check_model(model)
+    resolve_vision(args, model.model_name_or_path, config)
+    processor = load_processor(model.model_name_or_path, args, model.model_revision)
+    limit, args.max_prompt_length = args.max_prompt_length, None
+    rows = prepared_rows(
+        rows_args.dataset_name, rows_args.dataset_train_split, rows_args.image_folder, args, processor
+    )
+    args.max_prompt_length = limit
+    lengths = prompt_lengths(rows, processor)
+    visual = visual_tokens(rows, args)
+    yield "rows", list(_rows(rows, lengths, visual, args, processor, problems))
+    yield "batch", list(_batch(len(rows), doctor, args, problems))
+    kept = [i for i, length in enumerate(lengths) if limit is None or length <= limit] or range(len(lengths))
+    longest = max(kept, key=lambda i: lengths[i])
+    rank = model.lora_r if model.use_peft else 0
+    shape = shape_of(config, model.lora_target_modules, rank)
+    config._attn_implementation = model.attn_implementation
+    plan = plan_of(config, doctor, model, args, lengths[longest], visual[longest])
+    yield "memory of a device", list(_memory(shape, plan, doctor, args, problems))
+
+
+def _versions(problems: list[str]) -> Iterator[str]:
+    yield ", ".join(f"{name} {version}" for name, version in installed_versions().items())
+    problems += conflicts()
+
+
+def conflicts() -> list[str]:
+    """Installed packages outside of what another installed package asks for, one sentence each."""
+    found = []
+    for package in PACKAGES:
+        try:
+            requirements = importlib.metadata.requires(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for text in requirements:
+            wanted = Requirement(text)
+            if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+                continue
+            try:
+                version = importlib.metadata.version(wanted.name)
+            except importlib.metadata.PackageNotFoundError:
+                found.append(f"{package} needs {wanted.name}, which is not installed: bash setup.sh")
+                continue
+            # A local label such as +cu130 is another build of the same version.
+            if not wanted.specifier.contains(version.split("+")[0], prereleases=True):
+                have = importlib.metadata.version(package)
+                found.append(
+                    f"{package} {have} wants {wanted.name} {wanted.specifier}, but {version} is installed: "
+                    "bash setup.sh"
+                )
+    return found
+
+
+def visual_tokens(rows: Any, args: VisualRFTConfig) -> list[int]:
+    """Visual tokens of each row, over all its images."""
+    return [
+        sum(prod(resized((w, h), args.min_pixels, args.max_pixels)) // 28**2 for w, h in sizes)
+        for sizes in rows["image_sizes"]
+    ]
+
+
+def _rows(
+    rows: Any,
+    lengths: list[int],
+    visual: list[int],
+    args: VisualRFTConfig,
+    processor: Any,
+    problems: list[str],
+) -> Iterator[str]:
+    yield f"{len(rows)} rows, coordinates {args.coordinates}, pixels {args.min_pixels} to {args.max_pixels}"
+    yield f"visual tokens a row    {_spread(visual)}"
+    yield f"prompt tokens a row    {_spread(lengths)}"
+    if args.max_prompt_length is not None:
+        long = sum(length > args.max_prompt_length for length in lengths)
+        yield f"above --max_prompt_length {args.max_prompt_length}: {long} ({long / len(rows):.1%})"
+        if long and (not args.skip_long_prompts or long == len(rows)):
+            problems.append(
+                f"{long} prompts are above --max_prompt_length {args.max_prompt_length}: raise it to "
+                f"{max(lengths)}, lower --max_pixels, or pass --skip_long_prompts true"
+            )
+    texts = [target_text(row) for row in rows.remove_columns(["images", "prompt"])]
+    solutions = [len(ids) + 1 for ids in processor.tokenizer(texts)["input_ids"]]
+    cut = sum(length > args.max_completion_length for length in solutions)
+    yield f"solution tokens a row  {_spread(solutions)} (a reply thinks before it)"
+    if cut:
+        problems.append(
+            f"{cut} solutions are longer than --max_completion_length {args.max_completion_length}: no reply "
+            f"to them can be right; raise it above {max(solutions)}, or leave those rows out"
+        )
+
+
+def _spread(values: Sequence[int]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[0]} to {ordered[-1]}, half of them up to {ordered[len(ordered) // 2]}"
+
+
+def _batch(rows: int, doctor: DoctorArguments, args: VisualRFTConfig, problems: list[str]) -> Iterator[str]:
+    # The configuration was made in one process; every count is a device's.
+    prompts, completions = args.prompts_per_step * doctor.devices, args.completions_per_step * doctor.devices
+    yield f"prompts/step           {prompts}"
+    yield f"completions/step       {completions} ({args.num_generations} a prompt, {doctor.devices} devices)"
+    together = args.prompts_per_generation * doctor.devices
+    if rows < together:
+        problems.append(
+            f"{rows} rows are fewer than the {together} prompts of one generation: lower --devices, "
+            "--per_device_train_batch_size or --gradient_accumulation_steps"
+        )
+    else:
+        yield f"steps/epoch            {rows // together * together // prompts * args.num_iterations}"
+
+
+def plan_of(
+    config: Any,
+    doctor: DoctorArguments,
+    model: ModelArguments,
+    args: VisualRFTConfig,
+    prompt: int,
+    visual: int,
+) -> Plan:
+    """What the flags mean for memory.
+
+    Args:
+        config: the model's.
+        doctor, model, args: the flags.
+        prompt: tokens of the longest prompt that is trained on.
+        visual: visual tokens among them.
+    """
+    zero = zero_settings(doctor.deepspeed_file)
+    options = model_options(model, bool(args.bf16), bool(zero))
+    half = bool(args.bf16 or args.fp16)
+    weight = 2.0 if options["dtype"] in ("bfloat16", "float16") else 4.0
+    if model.load_in_4bit or model.load_in_8bit:
+        weight = 0.55 if model.load_in_4bit else 1.05  # with the scales of each block of weights
+    number = 2.0 if half or weight == 2.0 else 4.0
+    rows = args.per_device_train_batch_size
+    sharing = decide(args, config)
+    packed = sharing.train.forward if sharing.logps == "packed" else 1
+    sampled = rows * args.steps_per_generation
+    shared_cache = sharing.generation in ("shared",)
+    return Plan(
+        **{
+            "devices": doctor.devices,
+            **zero,
+            "lora": model.use_peft,
+            "lora_vision": model.lora_vision,
+            # A CPU keeps the mask as numbers, a GPU as booleans.
+            "mask": 0.0 if not model.lora_dropout else number if args.use_cpu and not half else 1.0,
+            "freeze_vision": args.freeze_vision,
+            "checkpointing": bool(args.gradient_checkpointing),
+            "reference": args.beta != 0,
+            "weight": weight,
+            "activation": number,
+            "autocast": half and weight == 4.0,
+            "optimizer": 2.0 if "8bit" in str(args.optim) else 2 * max(weight, 2.0),
+            "prompt": prompt,
+            "visual": visual,
+            "completion": args.max_completion_length,
+            "rows": rows,
+            "branches": packed,
+            "per_image": sharing.train.forward if sharing.logps != "off" else 1,
+            "sampled": 0 if args.use_vllm else sampled,
+            "prefills": sampled // sharing.train.generation if shared_cache else sampled,
+        }
+    )
+
+
+def _memory(
+    shape: Shape, plan: Plan, doctor: DoctorArguments, args: VisualRFTConfig, problems: list[str]
+) -> Iterator[str]:
+    made = estimate(shape, plan)
+    yield f"{shape.parameters / 1e9:.2f} billion parameters, {shape.vision / 1e9:.2f} of them vision" + (
+        f"; LoRA trains {shape.adapter / 1e6:.1f} million" if plan.lora else ""
+    )
+    for phase, parts in (("training", made.training), ("sampling", made.sampling)):
+        shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size > GIB / 100)
+        yield f"{phase:<9} {sum(parts.values()) / GIB:6.2f} GiB: {shown}"
+    yield f"peak      {made.peak / GIB:6.2f} GiB with context and slack"
+    if args.use_vllm:
+        yield "vLLM's own memory is not in it"
+    limit = doctor.device_gib
+    if limit is None and torch.cuda.is_available():
+        limit = torch.cuda.get_device_properties(0).total_memory / GIB
+    if limit is None:
+        yield "no GPU here: pass --device_gib to be told whether it fits"
+        return
+    yield f"a device has {limit:.1f} GiB"
+    if made.peak > limit * GIB:
+        ways = ways_to_fit(shape, plan, limit * GIB)
+        problems.append(
+            f"out of memory: {made.peak / GIB:.1f} GiB on a device of {limit:.1f}; "
+            + (
+                f"would fit with {' or with '.join(ways)}"
+                if ways
+                else "no flag alone or pair of flags makes it fit"
+            )
+        )
+
+
+def ways_to_fit(shape: Shape, plan: Plan, limit: float, most: int = 3) -> list[str]:
+    """Ways to bring the peak below ``limit`` bytes with as few flags as possible, the least saving first.
+
+    Args:
+        shape, plan: as :func:`virft.memory_estimate.estimate` takes them.
+        limit: bytes of a device.
+        most: how many ways to name.
+    """
+    for size in (1, 2, 3):
+        fitting: list[tuple[float, str]] = []
+        for options in combinations(alternatives(plan), size):
+            changes = [change for _, change in options]
+            fields = [name for change in changes for name in change]
+            if len(set(fields)) < len(fields):
+                continue  # two of them set the same thing
+            peak = estimate(shape, replace(plan, **dict(ChainMap(*changes)))).peak
+            if peak <= limit:
+                fitting.append((peak, " and ".join(flag for flag, _ in options)))
+        if fitting:
+            return [f"{way} ({peak / GIB:.1f} GiB)" for peak, way in sorted(fitting, reverse=True)[:most]]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
