@@ -70,6 +70,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "no_polygon": "an object has none of the keys that hold a polygon",
         "bad_polygon": "a polygon is not three points or more",
         "no_class": "the answer has no letter or digit",
+        "no_yes_or_no": "the answer begins neither with yes nor with no",
         "long_class": f"the answer has more than {CLASS_LIMIT} characters",
     }
 )
@@ -556,3 +557,18 @@ def parse_class(reply: str) -> Parsed[str]:
     if len(text) > CLASS_LIMIT:
         return Parsed(None, "long_class")
     return Parsed(text) if normalize_class(text) else Parsed(None, "no_class")
+
+
+# --------------------------------------------------------------------------------------------- presence
+
+
+def parse_presence(reply: str) -> Parsed[bool]:
+    """Whether a reply says yes or no: its answer's first word, in any case. Without tags the whole reply."""
+    text, state = _locate(reply)
+    if state not in (_COMPLETE, _BARE):
+        return Parsed(None, "unclosed_answer" if state == _UNCLOSED else state)
+    words = _SPECIAL_TOKEN.sub(" ", text).split(maxsplit=1)
+    if not words:
+        return Parsed(None, "empty_answer")
+    first = normalize_class(words[0])
+    return Parsed(first == "yes") if first in ("yes", "no") else Parsed(None, "no_yes_or_no")

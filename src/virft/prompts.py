@@ -80,6 +80,11 @@ def grounding(instruction: str) -> str:
     )
 
 
+def presence(category: str) -> str:
+    """Whether a category is in an image at all: for making a candidates file. Our words, not the paper's."""
+    return f"Is there any object of the category '{category}' in the image? Answer with yes or no only."
+
+
 def in_space(problem: str, source: str, target: str) -> str:
     """``problem`` with the coordinate phrase of ``target`` in place of ``source``'s, where it has one."""
     if source == target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -253,6 +253,7 @@ def detection_samples(
     space: str = "norm1000",
     max_images: int | None = None,
     require_images: bool = True,
+    ask: Callable[[str, str], str] = prompts.detection,
 ) -> list[Sample]:
     """One sample for each (image, category) that is asked; its meta holds image_id, category_id and category.
 
@@ -263,6 +264,7 @@ def detection_samples(
         candidates, max_images: see :func:`asked_pairs`.
         space: the coordinate space that the prompt asks for.
         require_images: refuse when an image file is missing; otherwise it is left to the engine.
+        ask: from a category's name and the space to the prompt.
 
     Raises:
         UserError: a folder, a file, a category or a candidate that is not there; nothing to ask.
@@ -281,7 +283,7 @@ def detection_samples(
             Sample(
                 id=f"{image['id']}/{category['id']}",
                 images=(str(path),),
-                prompt=prompts.detection(shown(category["name"]), space),
+                prompt=ask(shown(category["name"]), space),
                 meta={"image_id": image["id"], "category_id": category["id"], "category": category["name"]},
             )
         )

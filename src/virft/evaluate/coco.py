@@ -98,18 +98,23 @@ def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, A
         settings.max_images,
         require_images=not settings.skip_bad_images,
     )
-    stated = {
+    return samples, {**stated(settings, annotations), "prompt": prompts.detection("{category}", space)}
+
+
+def stated(settings: Settings, annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a protocol that says which pairs of which data were asked."""
+    said = {
         "suite": "coco",
         "annotations": settings.annotations,
         "annotations_sha256": protocol.sha256(settings.annotations),
         "categories": [c["name"] for c in coco.choose_categories(annotations, settings.categories)],
         "candidates": settings.candidates,
         "max_images": settings.max_images,
-        "prompt": prompts.detection("{category}", space),
     }
     if settings.candidates not in coco.CANDIDATES:
-        stated["candidates_sha256"] = protocol.sha256(settings.candidates)
-    return samples, stated
+        said["candidates_sha256"] = protocol.sha256(settings.candidates)
+        said["candidates_protocol"] = load_meta(settings.candidates)
+    return said
 
 
 def ask(settings: Settings) -> list[Prediction]:

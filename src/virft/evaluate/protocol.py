@@ -18,9 +18,14 @@ from virft.types import Sample
 
 def say(text: str = "") -> None:
     """A line for the user; under torchrun rank 0 speaks alone."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+
+def is_first_rank() -> bool:
+    """Whether this process is torchrun's rank 0, or the only one: it alone speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def sha256(path: str | Path) -> str:
