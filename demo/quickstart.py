@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from virft.files import replacing
 from virft.predictions import load_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
+VALIDATION = r"'eval_mean_iou'?: '?([0-9.]+)"
+"""Mean IoU on the validation scenes in what sft.py writes."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +132,33 @@ class QuickStart:
             self.journal.finish()
 
     def warm_up(self) -> None:
-        """SFT on the warm-up scenes, in rounds, until it is good enough on the validation scenes."""
+        """SFT on the warm-up scenes until it is good enough on the validation scenes."""
         r = self.recipe
         settings = {k: v for k, v in asdict(r).items() if k.startswith("warmup") or k == "enough"}
-        folder, done = self.journal.stage("warmup", settings)
+        _, done = self.journal.stage("warmup", settings)
         if done is not None:
             return
-        steps = r.warmup_steps
-        while True:
-            self._sft("model", "warmup", "warmup", steps, r.warmup_batch, r.warmup_lr, r.warmup_rise)
-            reached = self._examine("warmup", "validation", 0.1)["mean_iou"]
-            say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes after {steps} steps\n")
-            if reached >= r.enough or steps >= r.warmup_most:
-                break
-            steps += r.warmup_more
-        self.journal.finish({"steps": steps, "validation_mean_iou": reached})
+        until_enough = (
+            *("--eval_strategy", "steps", "--eval_steps", r.warmup_every, "--eval_delay", r.warmup_first),
+            *("--eval_dataset_name", self.digits / "validation.jsonl", "--per_device_eval_batch_size", 64),
+            *("--max_completion_length", r.tokens),
+            *("--stop_metric", "mean_iou", "--stop_value", r.enough),
+        )
+        said = self._sft(
+            *("model", "warmup", "warmup"),
+            *(r.warmup_most, r.warmup_batch, r.warmup_lr, r.warmup_rise),
+            *until_enough,
+            usual=r.warmup_usual,
+        )
+        reached = float(re.findall(VALIDATION, said)[-1])
+        say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes\n")
+        self.journal.finish({"validation_mean_iou": reached})
 
     def examine_base(self) -> None:
         """The warm-up's numbers."""
         _, done = self.journal.stage("base", {"heldout": self.recipe.heldout})
         if done is None:
-            self.journal.finish(self._examine("warmup", "heldout"))
+            self.journal.finish(self._examine("warmup"))
 
     def go_on_with_sft(self) -> None:
         """SFT from the warm-up on the rows that GRPO gets."""
@@ -189,15 +198,15 @@ class QuickStart:
         """The rival's and GRPO's numbers."""
         _, done = self.journal.stage("examination", {"heldout": self.recipe.heldout})
         if done is None:
-            self.journal.finish({name: self._examine(name, "heldout", 0.5) for name in ("sft", "grpo")})
+            self.journal.finish({name: self._examine(name, 0.5) for name in ("sft", "grpo")})
 
     def report(self) -> dict[str, Any]:
         """Table, ``results.json`` and pictures, made anew every time: they cost seconds."""
         self.journal.stage("report", {})
         models = {"base": "warmup", "sft": "sft", "grpo": "grpo"}
-        scenes = {name: self._replies(model, "heldout") for name, model in models.items()}
+        scenes = {name: self._replies(model) for name, model in models.items()}
         ious = {name: [scene.iou for scene in replied] for name, replied in scenes.items()}
-        numbers = {name: self._numbers(model, "heldout") for name, model in models.items()}
+        numbers = {name: self._numbers(model) for name, model in models.items()}
         pairs = (("grpo", "base"), ("sft", "base"), ("grpo", "sft"))
         results = {
             **numbers,
@@ -220,55 +229,62 @@ class QuickStart:
         self.journal.finish()
         return results
 
-    def _sft(self, start: str, name: str, split: str, steps: int, batch: int, rate: float, rise: int) -> None:
+    def _sft(
+        self,
+        start: str,
+        name: str,
+        split: str,
+        steps: int,
+        batch: int,
+        rate: float,
+        rise: int,
+        *more: Any,
+        usual: int | None = None,
+    ) -> str:
         """Run sft.py from the model ``start`` into the folder ``name``, continuing what stands there."""
-        folder = self.folder / name
         command = self.machine.train(
             "sft.py",
             *("--model_name_or_path", self.folder / start),
             *("--dataset_name", self.digits / f"{split}.jsonl"),
-            *("--output_dir", folder),
+            *("--output_dir", self.folder / name),
             *("--max_steps", steps, "--learning_rate", rate),
             *("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", rise),
             *("--per_device_train_batch_size", self.machine.per_process(batch), "--adam_beta2", 0.98),
             *("--logging_steps", 10, "--save_steps", 50, "--save_total_limit", 1),
-            *("--report_to", "none", "--seed", self.seed),
-            *("--resume_from_checkpoint", "auto"),
+            *("--report_to", "none", "--seed", self.seed, "--resume_from_checkpoint", "auto"),
+            *more,
         )
-        self.journal.run(command, name, steps, share=0.9, watch={"loss": r"'loss'?: '?([0-9.]+)"})
+        watch = {"loss": r"'loss'?: '?([0-9.]+)", "validation mean IoU": VALIDATION}
+        return self.journal.run(command, name, steps, watch=watch, usual=usual)
 
-    def _examine(self, model: str, split: str, share: float = 1.0) -> dict[str, Any]:
-        """Ask a model about every scene of a split and score its replies, with the COCO programs."""
-        annotations, predictions = self.digits / f"{split}.json", self._predictions(model, split)
+    def _examine(self, model: str, share: float = 1.0) -> dict[str, Any]:
+        """Ask a model about every held-out scene and score its replies, with the COCO programs."""
+        annotations, predictions = self.digits / "heldout.json", self._predictions(model)
         infere = [
             *(sys.executable, ROOT / "coco_evaluation" / "Qwen2_VL_coco_infere.py"),
             *("--model_path", self.folder / model, "--annotations", annotations),
             *("--image_folder", self.digits, "--candidates", "ground_truth", "--categories", "all"),
             *("--output", predictions, "--batch_size", self.recipe.answering),
             *("--max_new_tokens", self.recipe.tokens),
-            # The warm-up is asked again after every round; the others go on where they were interrupted.
-            *(["--overwrite"] if split == "validation" else []),
         ]
-        questions = len(json.loads(annotations.read_text())["images"])
-        self.journal.run(infere, f"{model}-{split}", questions, share=0.9 * share)
+        self.journal.run(infere, f"{model}-replies", self.recipe.heldout, share=0.9 * share)
         score = [
             *(sys.executable, ROOT / "coco_evaluation" / "coco_evaluation.py"),
             *("--annotations", annotations, "--predictions", predictions),
             *("--output", predictions.with_name("scores.json")),
         ]
-        self.journal.run(score, f"{model}-{split}-score", 0, share=0.1 * share)
-        return self._numbers(model, split)
+        self.journal.run(score, f"{model}-scores", 0, share=0.1 * share)
+        return self._numbers(model)
 
-    def _predictions(self, model: str, split: str) -> Path:
-        return self.folder / "answers" / f"{model}-{split}" / "predictions.jsonl"
+    def _predictions(self, model: str) -> Path:
+        return self.folder / "answers" / model / "predictions.jsonl"
 
-    def _replies(self, model: str, split: str) -> list[report.Replied]:
-        predictions = load_predictions(self._predictions(model, split))
-        return report.replies(predictions, self.digits / f"{split}.json")
+    def _replies(self, model: str) -> list[report.Replied]:
+        return report.replies(load_predictions(self._predictions(model)), self.digits / "heldout.json")
 
-    def _numbers(self, model: str, split: str) -> dict[str, Any]:
+    def _numbers(self, model: str) -> dict[str, Any]:
         """The four numbers of a contestant, from the scorer's file."""
-        scores = json.loads(self._predictions(model, split).with_name("scores.json").read_text())
+        scores = json.loads(self._predictions(model).with_name("scores.json").read_text())
         return {
             "mean_iou": scores["mean_iou"],
             "map": scores["AP"],

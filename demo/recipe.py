@@ -23,7 +23,8 @@ class Recipe:
     Attributes:
         warmup_scenes, rows, validation, heldout: scenes of each split; ``rows`` are GRPO's and its rival's.
         warmup_batch, warmup_lr, warmup_rise: completions a step, learning rate, steps to reach it.
-        warmup_steps, warmup_more, warmup_most: steps at first, further steps a round, and the limit.
+        warmup_first, warmup_every: from which step on, and every how many, the validation scenes are asked.
+        warmup_most, warmup_usual: the warm-up's last step at the latest, and where it usually ends.
         enough: mean IoU on validation scenes at which the warm-up ends. Earlier the model has not yet learnt
             where things are, and GRPO cannot reward what is never sampled; later little is left to gain.
         sft_steps, sft_batch, sft_lr: the rival, supervised fine-tuning on GRPO's rows.
@@ -39,9 +40,10 @@ class Recipe:
     warmup_batch: int = 64
     warmup_lr: float = 1e-3
     warmup_rise: int = 50
-    warmup_steps: int = 350
-    warmup_more: int = 50
+    warmup_first: int = 300
+    warmup_every: int = 25
     warmup_most: int = 600
+    warmup_usual: int = 375
     enough: float = 0.75
     sft_steps: int = 150
     sft_batch: int = 64
@@ -61,8 +63,8 @@ SHORT = Recipe(
     heldout=20,
     warmup_batch=16,
     warmup_rise=2,
-    warmup_steps=6,
-    warmup_more=2,
+    warmup_first=4,
+    warmup_every=4,
     warmup_most=8,
     sft_steps=2,
     sft_batch=8,

@@ -149,6 +149,7 @@ class Journal:
         total: int,
         share: float = 1.0,
         watch: Mapping[str, str] | None = None,
+        usual: int | None = None,
     ) -> str:
         """Run a program of this project, show its progress, keep all that it says in ``logs/<log>.log``.
 
@@ -158,6 +159,7 @@ class Journal:
             total: the count at which the program's own bar ends; 0 for one without.
             share: the part of the stage's cost that this program has.
             watch: label -> pattern with one group; the latest matches are shown beside the bar.
+            usual: the count at which a program usually ends that may end before ``total``.
 
         Returns:
             What the program wrote on stdout.
@@ -170,7 +172,7 @@ class Journal:
         say(f"    $ {self._typed(words)}\n")
         path = self.folder / "logs" / f"{log}.log"
         path.parent.mkdir(exist_ok=True)
-        bar = Bar(total, stage.cost * share, self._left, watch or {})
+        bar = Bar(total, stage.cost * share, self._left, watch or {}, usual)
         with open(path, "ab") as file:
             code, output, tail = self._follow(words, file, bar)
         bar.close(whole=not code)
@@ -273,14 +275,20 @@ class Bar:
     """A line of progress: on a terminal one that changes, elsewhere a new one from time to time."""
 
     def __init__(
-        self, total: int, cost: float, left_after: Callable[[], float], watch: Mapping[str, str]
+        self,
+        total: int,
+        cost: float,
+        left_after: Callable[[], float],
+        watch: Mapping[str, str],
+        usual: int | None = None,
     ) -> None:
-        """``left_after`` gives the seconds of the stages to come; ``watch`` is :meth:`Journal.run`'s."""
+        """``left_after`` gives the seconds of the stages to come; the others are :meth:`Journal.run`'s."""
+        self.usual = usual or total
         self.total, self.done, self.cost, self.left_after = total, 0, cost, left_after
         self.watch = {label: re.compile(pattern) for label, pattern in watch.items()}
         self.seen: dict[str, str] = {}
         self.started = self.first = time.monotonic()
-        self.drawn, self.begun = 0.0, 0
+        self.drawn, self.begun, self.whole = 0.0, 0, False
         self.terminal = sys.stdout.isatty()
 
     def read(self, lines: Sequence[str]) -> None:
@@ -303,8 +311,13 @@ class Bar:
     def _remaining(self, now: float) -> float:
         """Seconds left of this program: from its own pace once it has one, before that from the plan."""
         if self.done > self.begun:
-            return (now - self.first) / (self.done - self.begun) * (self.total - self.done)
+            return (now - self.first) / (self.done - self.begun) * max(0, self.usual - self.done)
         return max(0.0, self.cost - (now - self.started))
+
+    def _counted(self) -> str:
+        if self.usual == self.total:
+            return f"{self.done}/{self.total}"
+        return f"{self.done} steps" if self.whole else f"{self.done}/about {self.usual}"
 
     def draw(self, final: bool = False) -> None:
         """Show the present state, unless it was shown a moment ago."""
@@ -317,8 +330,8 @@ class Bar:
             self.drawn = now  # the command itself has just been shown
             return
         self.drawn = now
-        filled = round(WIDTH * self.done / self.total)
-        parts = [f"    {'█' * filled}{'░' * (WIDTH - filled)} {self.done}/{self.total}"]
+        filled = WIDTH if self.whole else min(WIDTH - 1, round(WIDTH * self.done / self.usual))
+        parts = [f"    {'█' * filled}{'░' * (WIDTH - filled)} {self._counted()}"]
         parts += [f"{label} {value}" for label, value in self.seen.items()]
         parts.append(clock(now - self.started))
         if not final:
@@ -328,9 +341,10 @@ class Bar:
         say(f"\r\x1b[2K{line}" if self.terminal else line + "\n")
 
     def close(self, whole: bool = True) -> None:
-        """Leave the last state on the screen: all of it where the work is ``whole``, continued work too."""
-        if whole:
-            self.done = self.total
+        """Leave the last state on the screen: a full bar where the work is ``whole``."""
+        self.whole = whole
+        if whole and self.usual == self.total:
+            self.done = self.total  # continued work may have had nothing left to count
         self.draw(final=True)
         if self.total and self.terminal:
             say("\n")
