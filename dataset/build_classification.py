@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from virft.data.builders.labelled import classification_drafts, per_class, write_drafts
-from virft.data.builders.output import Target, fingerprint
+from virft.data.builders.output import Target, fingerprint, listing_sha256
 from virft.data.builders.progress import bars
 from virft.data.classification import (
     KNOWN,
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         "task": "classification",
         "source": source,
-        "images": len(images.items),
+        "items_sha256": listing_sha256((*Path(path).parts[-2:], label) for path, label in images.items),
         "contains": contains,
         "to_name": to_name,
         "shots": flags.shots,

@@ -268,6 +268,14 @@ def combined_fingerprint(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
     return {"path": folder.as_posix(), "files": count, "bytes": size, "sha256": total.hexdigest()}
 
 
+def listing_sha256(items: Iterable[Sequence[str]]) -> str:
+    """One SHA-256 of lines of words, such as images and their labels."""
+    total = hashlib.sha256()
+    for words in items:
+        total.update(("\0".join(words) + "\n").encode())
+    return total.hexdigest()
+
+
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
