@@ -38,6 +38,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     """Text-only rows, one image and two in one set: some forwards on some ranks have no image at all."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = {"save_total_limit": "10", "num_iterations": 2, "completions_per_forward": 4}
+    options |= {"eval_strategy": "steps", "eval_steps": 3, "eval_dataset_name": mixed_rows}
     done = torchrun(flags(tiny_qwen2_vl, mixed_rows, whole, **options), zero)
     assert done.returncode == 0, done.stderr[-3000:]
     # A kill leaves whole checkpoints and perhaps one that was being written.
@@ -53,6 +54,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert not torch.equal(before["lm_head.weight"], one["lm_head.weight"])
     logs = [log_without_times(state(folder / "checkpoint-3")) for folder in (whole, cut)]
     assert logs[0] == logs[1]
+    assert logs[0][-1]["eval_unreadable"] == 1.0  # of all twelve rows, answered on two ranks
     assert (cut / "virft.json").is_file()
 
 

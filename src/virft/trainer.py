@@ -221,7 +221,7 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
                 "generation; lower --per_device_train_batch_size, --gradient_accumulation_steps "
                 "or the processes"
             )
-        use_cache = isinstance(model, str) or model.config.use_cache
+        use_cache = isinstance(model, str) or getattr(model.config, "use_cache", True)
         # TRL lets DDP search for unused parameters; here every forward uses all of them, see VisionAlways.
         self._find_unused = bool(args.ddp_find_unused_parameters)
         super().__init__(

@@ -15,6 +15,9 @@ Rows = Sequence[Mapping[str, Any]]
 MAIN_METRIC: Mapping[str, str] = {"detection": "map", "classification": "accuracy", "grounding": "miou"}
 """Task -> the number that says which checkpoint is best."""
 
+NOMINAL = (1000, 1000)
+"""The size, original and resized, of what boxes refer to in a row that has not exactly one image."""
+
 
 class RowMetric:
     """Numbers of held-out rows by task; with several tasks each row counts for its own (column ``task``).
@@ -69,7 +72,7 @@ class RowMetric:
         category_ids = {name: number for number, name in enumerate(dict.fromkeys(asked), 1)}
         images, annotations, predictions = [], [], []
         for number, (row, reply, name) in enumerate(zip(rows, replies, asked, strict=True)):
-            size, model_size = self._sizes(row, number)
+            size, model_size = self._sizes(row)
             images.append({"id": number, "width": size[0], "height": size[1]})
             for truth in parse_detections(row["solution"]).value or ():
                 box = convert(truth.box, self.space, "xywh", size, model_size)
@@ -97,17 +100,19 @@ class RowMetric:
 
     def _grounding(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
         overlap, unread = 0.0, 0
-        for number, (row, reply) in enumerate(zip(rows, replies, strict=True)):
+        for row, reply in zip(rows, replies, strict=True):
             truth, said = parse_grounding(row["solution"]), parse_grounding(reply)
             unread += not said.ok
             if truth.ok and said.ok:
                 # IoU differs between a space and pixels only by the rounding of the resized size.
-                sizes = self._sizes(row, number)
+                sizes = self._sizes(row)
                 overlap += iou(*(convert(b.value, self.space, "pixels", *sizes) for b in (said, truth)))
         return {"miou": overlap / len(rows), "unreadable": unread / len(rows)}
 
-    def _sizes(self, row: Mapping[str, Any], number: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _sizes(self, row: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Sizes of the image and of the resized image; boxes of other rows are compared in their own
+        space."""
         if len(row["image_sizes"]) != 1:
-            raise UserError(f"held-out row {number}: boxes need exactly one image to be measured by")
+            return NOMINAL, NOMINAL
         width, height = row["image_sizes"][0]
         return (width, height), resized((width, height), *self.limits)
