@@ -141,6 +141,31 @@ def test_missing_things_are_named(folder: Path) -> None:
         load_rows(str(folder / "text.json"))
 
 
+@pytest.mark.parametrize(
+    ("column", "word", "expected"),
+    [
+        ("category", "cat", prompts.detection("cat")),
+        ("instruction", "the oldest", prompts.grounding("the oldest")),
+        ("subject", "pet", prompts.classification(*prompts.SUBJECTS["pet"])),
+    ],
+)
+def test_rows_without_a_problem_get_the_task_s_own_prompt(
+    folder: Path, column: str, word: str, expected: str
+) -> None:
+    row = {column: word, "solution": "<answer>x</answer>"}
+    (folder / "ask.json").write_text(json.dumps([row]))
+    assert load_rows(str(folder / "ask.json"))["problem"] == [expected]
+    (folder / "ask.json").write_text(json.dumps([row | {"problem": "my own words"}]))
+    assert load_rows(str(folder / "ask.json"))["problem"] == ["my own words"]
+
+
+def test_a_subject_without_a_prompt_is_named(folder: Path) -> None:
+    rows = [{"subject": s, "solution": "<answer>x</answer>"} for s in ("pet", "planet")]
+    (folder / "ask.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="row 1: no prompt for the subject 'planet'"):
+        load_rows(str(folder / "ask.json"))
+
+
 def test_image_folder(folder: Path) -> None:
     elsewhere = folder / "rows"
     elsewhere.mkdir()

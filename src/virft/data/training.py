@@ -1,10 +1,11 @@
 """Rows for training: loaded from anywhere, checked with row numbers, images kept undecoded.
 
 A row has ``problem`` (the user's words), ``solution`` (the truth, in the form of a reply's answer) and
-``images`` (none, one or several). Every other column is kept and reaches the rewards. Columns with a meaning
-of their own: ``task`` routes a row to its rewards, ``completion`` or ``thinking`` are what SFT learns,
-``context`` is the earlier part of a teacher-forced trace and follows the problem, ``coordinates`` names the
-space of a row's boxes.
+``images`` (none, one or several). A set without ``problem`` gets the task's own prompt about its column
+``category`` (detection), ``instruction`` (grounding) or ``subject`` (classification). Every other column is
+kept and reaches the rewards. Columns with a meaning of their own: ``task`` routes a row to its rewards,
+``completion`` or ``thinking`` are what SFT learns, ``context`` is the earlier part of a teacher-forced trace
+and follows the problem, ``coordinates`` names the space of a row's boxes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from virft import prompts
 from virft.boxes import resized
 from virft.data.coordinates import convert_rows
 from virft.data.mixture import load_mixture
@@ -33,12 +35,21 @@ logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("images", "image", "image_path")
 MISNAMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "problem": ("problems", "question", "prompt", "query", "instruction", "text"),
+        "problem": ("problems", "question", "prompt", "query", "text"),
         "solution": ("solutions", "answer", "answers", "label", "ground_truth", "gt"),
         "image": ("img", "imgs", "picture", "image_paths", "image_file", "file_name", "path"),
     }
 )
 """Column -> names that people give it; used for hints only, never read."""
+
+ASKS: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {
+        "category": prompts.detection,
+        "instruction": prompts.grounding,
+        "subject": lambda subject: prompts.classification(*prompts.SUBJECTS[subject]),
+    }
+)
+"""Column -> the task's own prompt about it, for rows without ``problem``."""
 
 SHOWN = 3
 """How many bad rows an error names before it counts the rest."""
@@ -67,6 +78,7 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
     table, features, folder = read_table(name, split)
     if table.num_rows == 0:
         raise UserError(f"{name}: the data set is empty")
+    table = _ask(table, name)
     _check_columns(table.column_names, name)
     for column in ("problem", "solution"):
         _check_text(table.column(column).to_pylist(), column, name)
@@ -104,14 +116,14 @@ def to_prompts(rows: datasets.Dataset, system: str | None = None) -> datasets.Da
 
     opening = [{"role": "system", "content": system}] if system else []
     contexts = rows["context"] if "context" in rows.column_names else [None] * len(rows)
-    prompts = [
+    conversations = [
         [*opening, {"role": "user", "content": f"{problem}\n{context}" if context else problem}]
         for problem, context in zip(rows["problem"], contexts, strict=True)
     ]
     if "prompt" in rows.column_names:
         rows = rows.remove_columns("prompt")
     return rows.add_column(
-        "prompt", prompts, feature=List({"role": Value("string"), "content": Value("string")})
+        "prompt", conversations, feature=List({"role": Value("string"), "content": Value("string")})
     )
 
 
@@ -176,6 +188,24 @@ def named(numbers: Sequence[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:SHOWN])
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
     return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+def _ask(table: pa.Table, name: str) -> pa.Table:
+    """The table with ``problem``, made by :data:`ASKS` where it has none."""
+    import pyarrow as pa
+
+    column = next((c for c in ASKS if c in table.column_names), None)
+    if "problem" in table.column_names or column is None:
+        return table
+    words = table.column(column).to_pylist()
+    _check_text(words, column, name)
+    unknown = [n for n, word in enumerate(words) if column == "subject" and word not in prompts.SUBJECTS]
+    if unknown:
+        raise UserError(
+            f"{name}: {named(unknown)}: no prompt for the subject {words[unknown[0]]!r}; known: "
+            f"{', '.join(prompts.SUBJECTS)}; else write the column 'problem'"
+        )
+    return table.append_column("problem", pa.array([ASKS[column](word) for word in words], pa.string()))
 
 
 def _check_columns(columns: Sequence[str], name: str) -> None:
