@@ -16,14 +16,20 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (rows, heads, columns, head dimension) or the same without rows."""
+
+
+FREE_COLUMNS = 128
+"""Room made at once for further tokens: growing copies, and spare columns only take memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +52,14 @@ class Batch:
     """Rows that are being decoded; row i belongs to ``questions[i]``.
 
     Attributes:
-        layers: keys and values, (rows, heads, columns, head dimension) each.
+        cache: keys and values, (rows, heads, columns, head dimension) in each layer.
         mask: (rows, columns), 1 where a column holds a token of the row.
         positions: (rows,), the rotary position of each row's next token.
         logits: (rows, vocabulary), of each row's next token.
         questions: what the caller gave for each row.
     """
 
-    layers: Layers
+    cache: Cache
     mask: torch.Tensor
     positions: torch.Tensor
     logits: torch.Tensor
@@ -61,6 +67,32 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.questions)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values with free columns behind them, so that a new token is written and nothing is copied.
+
+    A dynamic cache copies itself for every token, which costs more than the token's whole forward pass where
+    batches are large and models small.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.keys, self.values = keys, values
+        self._buffers = (keys, values)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append columns; gives all columns, as views that stay valid until the next update."""
+        used, needed = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if needed > self._buffers[0].shape[2]:
+            self._buffers = tuple(_with_room(old, needed + FREE_COLUMNS) for old in (self.keys, self.values))
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, used:needed] = new
+        self.keys, self.values = (buffer[:, :, :needed] for buffer in self._buffers)
+        return self.keys, self.values
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -136,13 +168,13 @@ def extend(
     prefix_mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
     ids, suffix_mask = _left_padded(suffixes, device)
     start = torch.tensor([p.next_position for p in prefixes], device=device)
-    batch = Batch(layers, prefix_mask, start, torch.empty(0), list(questions))
+    batch = Batch(_cache(layers), prefix_mask, start, torch.empty(0), list(questions))
     return _forward(model, batch, ids, suffix_mask)
 
 
 @torch.inference_mode()
 def step(model: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> Batch:
-    """The batch after one more token in each row; ``tokens`` has shape (rows,)."""
+    """The batch after one more token in each row, of shape (rows,); the batch given is used up."""
     return _forward(model, batch, tokens[:, None], torch.ones_like(tokens[:, None]))
 
 
@@ -150,7 +182,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
     """The batch with these rows only."""
     index = torch.tensor(rows, device=batch.mask.device)
     return Batch(
-        [(k.index_select(0, index), v.index_select(0, index)) for k, v in batch.layers],
+        _cache((k.index_select(0, index), v.index_select(0, index)) for k, v in _layers(batch.cache)),
         batch.mask[index],
         batch.positions[index],
         batch.logits[index],
@@ -168,10 +200,10 @@ def join(first: Batch, second: Batch) -> Batch:
 
     masks = [torch.nn.functional.pad(b.mask, (width - b.mask.shape[1], 0)) for b in (first, second)]
     return Batch(
-        [
+        _cache(
             (both(k1, k2), both(v1, v2))
-            for (k1, v1), (k2, v2) in zip(first.layers, second.layers, strict=True)
-        ],
+            for (k1, v1), (k2, v2) in zip(_layers(first.cache), _layers(second.cache), strict=True)
+        ),
         torch.cat(masks),
         torch.cat([first.positions, second.positions]),
         torch.cat([first.logits, second.logits]),
@@ -203,20 +235,29 @@ def _forward(model: PreTrainedModel, batch: Batch, ids: torch.Tensor, mask: torc
     offsets = (mask.cumsum(1) - 1).clamp(min=0)
     positions = batch.positions[:, None] + offsets
     whole = torch.cat([batch.mask, mask], 1)
-    cache = DynamicCache(batch.layers)
     logits = model(
         input_ids=ids,
         attention_mask=whole,
         position_ids=positions[None].expand(3, -1, -1),
-        past_key_values=cache,
+        past_key_values=batch.cache,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    return Batch(_layers(cache), whole, positions[:, -1] + 1, logits.float(), batch.questions)
+    return Batch(batch.cache, whole, positions[:, -1] + 1, logits.float(), batch.questions)
 
 
-def _layers(cache: DynamicCache) -> Layers:
+def _layers(cache: Cache) -> Layers:
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache(layers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Cache:
+    return Cache(layers=[RoomyLayer(keys, values) for keys, values in layers])
+
+
+def _with_room(states: torch.Tensor, columns: int) -> torch.Tensor:
+    roomy = states.new_zeros((*states.shape[:2], columns, states.shape[3]))
+    roomy[:, :, : states.shape[2]] = states
+    return roomy
 
 
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,5 +276,5 @@ def _trimmed(batch: Batch) -> Batch:
     empty = int(batch.mask.any(0).int().argmax())
     if not empty:
         return batch
-    layers = [(k[:, :, empty:], v[:, :, empty:]) for k, v in batch.layers]
-    return Batch(layers, batch.mask[:, empty:], batch.positions, batch.logits, batch.questions)
+    cache = _cache((k[:, :, empty:], v[:, :, empty:]) for k, v in _layers(batch.cache))
+    return Batch(cache, batch.mask[:, empty:], batch.positions, batch.logits, batch.questions)
