@@ -357,6 +357,7 @@ def test_injection_by_hand(shared: bool, tiny_qwen2_vl: Path, rows: Any, tmp_pat
         assert batch["completion_mask"][place].sum() == len(tokens)
         assert batch["old_per_token_logps"][place].eq(0).all()
     assert batch["old_per_token_logps"][[0, 1, 2]].lt(0).any()
+    assert run._metrics["train"]["injected_ratio"] == [0.25]
 
     # Only the injected reply, with a positive advantage: the loss is -A x mean of its tokens' probabilities.
     batch["advantages"] = torch.tensor([0, 0, 0, 2.0, 0, 0, 0, 0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -247,7 +247,8 @@ def quiet_libraries() -> None:
         "ignore", category=FutureWarning, module=r"(transformers|trl|torch|peft|deepspeed)"
     )
     warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator is found.*")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no accelerator
 
 
 def _installed(module: str) -> bool:

@@ -252,7 +252,7 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
     def _run_vision_on_every_rank(self) -> None:
         """Make forwards alike on all ranks where some rows have no image."""
         rows = self.train_dataset
-        text_only = "images" not in rows.column_names or not all(rows["image_sizes"])
+        text_only = "image_sizes" not in rows.column_names or not all(rows["image_sizes"])
         if self.args.world_size == 1:
             return
         if text_only:
@@ -319,6 +319,7 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
                 completion_ids[place] = tokens
                 completions[place] = [{"role": "assistant", "content": text}]
                 self._injected[place] = True
+        self._metrics["train"]["injected_ratio"].append(sum(self._injected) / len(self._injected))
 
     def _weigh_injected(self, batch: dict[str, Any]) -> None:
         """Give injected replies the probability with which they were drawn: one.
