@@ -265,7 +265,7 @@ class QuickStart:
             *("--model_path", self.folder / model, "--annotations", annotations),
             *("--image_folder", self.digits, "--candidates", "ground_truth", "--categories", "all"),
             *("--output", predictions, "--batch_size", self.recipe.answering),
-            *("--max_new_tokens", self.recipe.tokens),
+            *("--max_new_tokens", self.recipe.tokens, "--dtype", "float32"),
         ]
         self.journal.run(infere, f"{model}-replies", self.recipe.heldout, share=0.9 * share)
         score = [

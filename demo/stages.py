@@ -31,6 +31,7 @@ WIDTH = 24
 QUIET_SECONDS = 20.0
 """Where the output is no terminal, a line of progress every so many seconds."""
 LINE_ENDS = re.compile(rb"[\r\n]+")
+TORCHRUN_FAILED = "torch/distributed/elastic/multiprocessing/api.py"
 STEPS = re.compile(r"(\d+)/(\d+) \[")
 """The count in a tqdm bar, which is what every program here draws."""
 
@@ -197,7 +198,7 @@ class Journal:
             pass_fds=held,
         )
         unfinished = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
-        output, tail, errors = bytearray(), deque[str](maxlen=25), deque[str](maxlen=25)
+        output, tail, errors = bytearray(), deque[str](maxlen=100), deque[str](maxlen=10)
         try:
             with selectors.DefaultSelector() as streams:
                 for stream in (process.stdout, process.stderr):
@@ -217,8 +218,7 @@ class Journal:
                         tail.extend(told)
                         errors.extend(line for line in told if line.startswith("error: "))
                     bar.draw()
-            # Under torchrun every process says what is wrong, and then torchrun says a page about it.
-            said = list(dict.fromkeys(errors)) or list(tail)
+            said = list(dict.fromkeys(errors)) or _before_torchrun(list(tail))[-25:]
             return process.wait(), output.decode(errors="replace"), said
         finally:
             if process.poll() is None:
@@ -348,6 +348,12 @@ class Bar:
         self.draw(final=True)
         if self.total and self.terminal:
             say("\n")
+
+
+def _before_torchrun(lines: list[str]) -> list[str]:
+    """What a program said before torchrun began its page about a process that failed."""
+    start = next((n for n, line in enumerate(lines) if TORCHRUN_FAILED in line), len(lines))
+    return lines[:start] or lines
 
 
 def _cpu_seconds() -> float:

@@ -117,6 +117,17 @@ def test_a_program_that_fails_shows_the_end_of_what_it_said(stages: ModuleType, 
     assert done is None
 
 
+def test_torchruns_page_about_a_failure_does_not_hide_it(stages: ModuleType, tmp_path: Path) -> None:
+    program = tmp_path / "broken.py"
+    program.write_text("raise RuntimeError('the cause')")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", program]
+    with journal(stages, tmp_path).opened() as book:
+        book.stage("first", {})
+        with pytest.raises(stages.StageFailed, match="RuntimeError: the cause") as raised:
+            book.run(command, "log", 1)
+    assert "ChildFailedError" not in str(raised.value)
+
+
 def test_the_report_reads_replies_as_the_library_does(report: ModuleType, tmp_path: Path) -> None:
     folder = write(tmp_path / "digits", {"heldout": Scenes(4, "heldout")})
     rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
