@@ -96,6 +96,7 @@ class QuickStart:
     def run(self) -> dict[str, Any]:
         """All stages; what ``results.json`` holds. Raises StageFailed, UserError."""
         with self.journal.opened():
+            self._forget_other_results()
             self.make_digits()
             self.build_model()
             self.warm_up()
@@ -104,6 +105,14 @@ class QuickStart:
             self.grpo()
             self.examine_both()
             return self.report()
+
+    def _forget_other_results(self) -> None:
+        """Numbers of another seed or recipe must not stand there while this run is under way."""
+        file = self.folder / "results.json"
+        if file.is_file():
+            results = json.loads(file.read_text())
+            if (results["seed"], results["recipe"]) != (self.seed, asdict(self.recipe)):
+                file.unlink()
 
     def make_digits(self) -> None:
         """The scenes of all splits."""
@@ -201,8 +210,10 @@ class QuickStart:
             self.journal.finish({name: self._examine(name, 0.5) for name in ("sft", "grpo")})
 
     def report(self) -> dict[str, Any]:
-        """Table, ``results.json`` and pictures, made anew every time: they cost seconds."""
-        self.journal.stage("report", {})
+        """``results.json`` and the pictures."""
+        _, done = self.journal.stage("report", {})
+        if done is not None and (self.folder / "results.json").is_file():
+            return json.loads((self.folder / "results.json").read_text())
         models = {"base": "warmup", "sft": "sft", "grpo": "grpo"}
         scenes = {name: self._replies(model) for name, model in models.items()}
         ious = {name: [scene.iou for scene in replied] for name, replied in scenes.items()}
@@ -277,7 +288,8 @@ class QuickStart:
         return self._numbers(model)
 
     def _predictions(self, model: str) -> Path:
-        return self.folder / "answers" / model / "predictions.jsonl"
+        stage = "base" if model == "warmup" else "examination"
+        return self.folder / stage / model / "predictions.jsonl"
 
     def _replies(self, model: str) -> list[report.Replied]:
         return report.replies(load_predictions(self._predictions(model)), self.digits / "heldout.json")

@@ -104,6 +104,7 @@ class Journal:
         body = json.dumps([self._key, name, settings], sort_keys=True, default=str)
         self._key = hashlib.sha256(body.encode()).hexdigest()
         say(f"\n[{self._number} of {len(self.plan)}] {stage.title}\n    {stage.why}\n")
+        self._started, self._started_cpu = time.monotonic(), _cpu_seconds()
         folder, marker = self.folder / name, self.folder / "stages" / f"{name}.json"
         recorded = json.loads(marker.read_text()) if marker.is_file() else {}
         if recorded.get("key") == self._key and recorded["done"]:
@@ -114,7 +115,6 @@ class Journal:
             self._record(marker, {"done": False})
         elif folder.exists():
             say("    continuing where it was interrupted\n")
-        self._started, self._started_cpu = time.monotonic(), _cpu_seconds()
         return folder, None
 
     def finish(self, result: dict[str, Any] | None = None) -> dict[str, Any]:

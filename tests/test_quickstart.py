@@ -214,7 +214,7 @@ def test_short_mode_interrupted_and_continued(root: Path, tmp_path: Path) -> Non
     before = (folder / "grpo" / "model.safetensors").stat().st_mtime_ns
     process = start(root, folder)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and said.count("done before") == 7
+    assert process.returncode == 0 and said.count("done before") == 8
     assert (folder / "grpo" / "model.safetensors").stat().st_mtime_ns == before
 
 
