@@ -58,6 +58,22 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert (cut / "virft.json").is_file()
 
 
+def test_sft_of_mixed_rows_under_zero3(tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--model_name_or_path",
+        tiny_qwen2_vl,
+        "--dataset_name",
+        mixed_rows,
+        "--output_dir",
+        tmp_path,
+    ]
+    arguments += ["--max_steps", 4, "--per_device_train_batch_size", 1, "--learning_rate", 1e-3]
+    arguments += ["--max_pixels", 12544, "--save_strategy", "no", "--logging_steps", 1]
+    done = torchrun([str(argument) for argument in arguments], 3, name="sft.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "virft.json").is_file()
+
+
 def test_an_exception_on_one_rank_ends_the_run_within_a_minute(
     tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path
 ) -> None:

@@ -81,10 +81,14 @@ def flags(model: Path, rows: Path, output: Path, **options: Any) -> list[str]:
 
 
 def torchrun(
-    arguments: Sequence[str], zero: int | None = None, timeout: float = 240, **environment: str
+    arguments: Sequence[str],
+    zero: int | None = None,
+    timeout: float = 240,
+    name: str = "grpo.py",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """grpo.py on two CPU processes: plain DDP, or DeepSpeed at a ZeRO stage."""
-    program = [str(ROOT / "src/virft/grpo.py"), *arguments]
+    """A program on two CPU processes: plain DDP, or DeepSpeed at a ZeRO stage."""
+    program = [str(ROOT / "src/virft" / name), *arguments]
     if zero:
         program = [str(ROOT / "tests/cpu_torchrun.py"), *program]
         program += ["--deepspeed", str(ROOT / f"local_scripts/zero{zero}.json")]

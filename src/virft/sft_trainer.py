@@ -19,6 +19,7 @@ from virft.held_out import GreedyEvaluation, Metric
 from virft.images import open_rgb
 from virft.settings import VisionSettings, default_bf16, rename_checkpointing_flag
 from virft.survival import LogBeforeSave
+from virft.symmetric import VisionAlways, has_text_only
 
 
 @dataclass
@@ -156,6 +157,8 @@ class VisualSFTTrainer(GreedyEvaluation, CarriesManifest, SFTTrainer):
         if args.remember_rows:
             train_dataset = train_dataset.add_column("row_number", list(range(len(train_dataset))))
         args.remove_unused_columns = False
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # every forward uses all parameters: VisionAlways
         super().__init__(
             model=model,
             args=args,
@@ -169,4 +172,6 @@ class VisualSFTTrainer(GreedyEvaluation, CarriesManifest, SFTTrainer):
         self.carry(manifest, "sft", model)
         if args.freeze_vision:
             self.base_model().model.visual.requires_grad_(False)
+        if args.world_size > 1 and has_text_only(train_dataset):
+            VisionAlways(self.base_model().model)
         self.add_callback(LogBeforeSave())

@@ -52,3 +52,8 @@ class VisionAlways:
         grid = torch.tensor([[1, 2, 2]], device=embedded.device)
         features = torch.cat(list(self.core.get_image_features(pixels, grid).pooler_output))
         return args, kwargs | {"inputs_embeds": embedded + 0 * features.sum().to(embedded.dtype)}
+
+
+def has_text_only(rows: Any) -> bool:
+    """Whether some row may have no image: by the column ``image_sizes``, which says it without decoding."""
+    return "image_sizes" not in rows.column_names or not all(rows["image_sizes"])

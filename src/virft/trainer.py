@@ -28,7 +28,7 @@ from virft.settings import VisionSettings, default_bf16, load_processor, rename_
 from virft.shared_prefix_config import SharedPrefixConfig
 from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
 from virft.survival import EpochSampler, LogBeforeSave
-from virft.symmetric import VisionAlways
+from virft.symmetric import VisionAlways, has_text_only
 
 logger = logging.getLogger(__name__)
 
@@ -222,8 +222,8 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
                 "or the processes"
             )
         use_cache = isinstance(model, str) or getattr(model.config, "use_cache", True)
-        # TRL lets DDP search for unused parameters; here every forward uses all of them, see VisionAlways.
-        self._find_unused = bool(args.ddp_find_unused_parameters)
+        if args.ddp_find_unused_parameters is None:  # TRL's choice is to search for them, in every backward
+            args.ddp_find_unused_parameters = False  # here every forward uses all parameters: VisionAlways
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -251,11 +251,7 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
 
     def _run_vision_on_every_rank(self) -> None:
         """Make forwards alike on all ranks where some rows have no image."""
-        rows = self.train_dataset
-        text_only = "image_sizes" not in rows.column_names or not all(rows["image_sizes"])
-        if self.args.world_size == 1:
-            return
-        if text_only:
+        if self.args.world_size > 1 and has_text_only(self.train_dataset):
             if self.log_multimodal:
                 raise UserError("--log_multimodal true does not run with text-only rows on several devices")
             if self.args.freeze_vision and is_deepspeed_zero3_enabled():
@@ -266,8 +262,6 @@ class VisualRFTTrainer(GreedyEvaluation, CarriesManifest, SharedPrefixGRPOTraine
             VisionAlways(self.base_model().model)
             if self.ref_model is not None:
                 VisionAlways(self.accelerator.unwrap_model(self.ref_model).model)
-        # Then every trainable parameter takes part in every forward, and DDP need not search.
-        self.args.ddp_find_unused_parameters = self._find_unused
 
     def _check_sampling(self) -> None:
         """Assert that what ``generate`` resolves to is what was asked for, not the model's own defaults."""
