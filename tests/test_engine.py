@@ -120,6 +120,13 @@ def test_rows_that_end_make_room(model: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not all(p.truncated for p in batched)
 
 
+def test_the_cache_grows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "FREE_COLUMNS", 3)
+    samples = mixed()[:6]
+    engine = Engine(str(model), device="cpu", batch_size=4, max_new_tokens=NEW_TOKENS)
+    assert [p.reply for p in engine.generate(samples)] == list(stock(model, samples))
+
+
 def test_sampling_depends_on_seed_and_id_alone(model: Path) -> None:
     samples = mixed()
     settings = {"device": "cpu", "max_new_tokens": 12, "temperature": 1.0}

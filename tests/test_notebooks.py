@@ -105,6 +105,15 @@ def test_the_one_entry_asks_and_scores(
     assert scores["questions"] == 6
 
 
+@pytest.mark.slow
+def test_benchmark_gives_equal_replies(root: Path, tmp_path: Path) -> None:
+    few = ["--images", "1", "--questions", "2", "--reply", "3", "--rounds", "1", "--threads", "1"]
+    said = run(root, tmp_path, str(root / "benchmarks/evaluation.py"), *few, "--output", "figures.json")
+    assert "questions/s" in said
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["equal_replies"] == {"batched": 1.0, "engine": 1.0}
+
+
 def test_unreadable_presence_counts_as_present() -> None:
     replies = {"cat": "Yes.", "dog": "no", "bus": "<answer> NO </answer>", "bed": "perhaps", "cup": ""}
     meta = [{"image_id": 7, "category_id": i, "category": name} for i, name in enumerate(replies)]

@@ -224,10 +224,13 @@ def choose(logits: torch.Tensor, temperature: float, draws: Sequence[random.Rand
     """
     if temperature == 0:
         return logits.argmax(-1)
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # it has no double precision
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
     points = torch.tensor([d.random() for d in draws], dtype=torch.float64, device=logits.device)
     points = points * cumulative[:, -1]
-    return torch.searchsorted(cumulative, points[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, points[:, None], right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[-1] - 1)
 
 
 def _forward(model: PreTrainedModel, batch: Batch, ids: torch.Tensor, mask: torch.Tensor) -> Batch:

@@ -267,7 +267,7 @@ class Engine:
             return None, ended
         if ended:
             batch, tokens = decoding.select(batch, rest), tokens[rest]
-        return decoding.step(self.model, batch, tokens), ended
+        return decoding.step(self.model, batch, tokens.to(self.device)), ended
 
     def _prefill(self, questions: list[_Question], prefixes: dict[str, decoding.Prefix]) -> decoding.Batch:
         """A batch of these questions. ``prefixes`` keeps the last group's, which may have more questions."""

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +116,19 @@ def run(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = output.with_name(output.name + PARTIAL_SUFFIX)
     stamp = fingerprint(samples, settings)
-    if world > 1:
-        _meet()
-    finished = rank == 0 and _begin(output, folder, stamp, settings.overwrite)
-    if world > 1:
-        _meet()
-        finished = not folder.exists()
-    if not finished:
-        started = time.monotonic()
-        _answer_all(samples, settings, folder, rank, world)
+    with _ranks(world) as meet:
         if rank == 0:
-            _finish(samples, settings, folder, stamp, protocol or {}, read, time.monotonic() - started)
-        else:
-            _wait_until(lambda: not folder.exists())
+            _begin(output, folder, stamp, settings.overwrite)
+        meet()
+        unfinished = folder.exists()
+        meet()
+        if unfinished:
+            started = time.monotonic()
+            _answer_all(samples, settings, folder, rank, world)
+            meet()
+            if rank == 0:
+                _finish(samples, settings, folder, stamp, protocol or {}, read, time.monotonic() - started)
+            meet()
     return load_predictions(output)
 
 
@@ -176,8 +176,8 @@ def _check_samples(samples: Sequence[Sample]) -> None:
         raise UserError(f"{len(doubled)} sample ids occur more than once, the first is {doubled[0]!r}")
 
 
-def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool) -> bool:
-    """Make or check the folder of a run; True where ``output`` is already the finished run."""
+def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool) -> None:
+    """Make or check the folder of a run; there is none where ``output`` is already the finished run."""
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
         output.unlink(missing_ok=True)
@@ -192,7 +192,7 @@ def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool
         _compare(output, stamp, meta["fingerprint"])
         shutil.rmtree(folder, ignore_errors=True)  # left by a kill after the last rename
         log.warning("%s is complete; nothing to ask (--overwrite asks anew)", output)
-        return True
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("rank-*.error"):
         path.unlink()
@@ -202,7 +202,6 @@ def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool
     else:
         with replacing(known) as temporary:
             temporary.write_text(json.dumps(stamp, indent=1), encoding="utf-8")
-    return False
 
 
 def _compare(output: Path, stamp: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
@@ -484,11 +483,18 @@ def _default_processes(device: str) -> int:
     return torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 1
 
 
-def _meet() -> None:
-    """Wait for all ranks of torchrun."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    torch.distributed.barrier()
+@contextmanager
+def _ranks(world: int) -> Iterator[Callable[[], None]]:
+    """Gives a function that waits for all ranks of torchrun; alone it does nothing."""
+    own = world > 1 and not torch.distributed.is_initialized()
+    if own:
+        # A rank may have to wait for another's whole share; a dead one is torchrun's to notice.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        yield torch.distributed.barrier if world > 1 else lambda: None
+    finally:
+        if own:
+            torch.distributed.destroy_process_group()
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
