@@ -11,9 +11,15 @@ class UserError(ValueError):
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Run a program's ``main``; what the user did or must mend becomes one line on stderr, without traceback.
+
+    Exit code 2 for a :class:`UserError`, 130 (as for any interrupted program) for Ctrl-C.
+    """
     try:
         main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
