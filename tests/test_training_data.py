@@ -288,17 +288,36 @@ def test_prompt_length_is_what_the_model_sees(folder: Path, tiny_qwen2_vl: Path)
         drop_long(rows, processor, 1, skip=True)
 
 
+def test_validate_finds_what_rows_hide(folder: Path) -> None:
+    def check(rows: list, *flags: str) -> None:
+        validate.main([write(folder, rows), *flags])
+
+    good = {**GOOD, "solution": SOLUTION}
+    outside = "<answer>[{'Position': [900, 0, 1001, 100], 'Confidence': 1}]</answer>"
+    with pytest.raises(
+        UserError, match=r"row 1: box \[900.0, 0.0, 1001.0, 100.0\] in norm1000 is inverted or leaves"
+    ):
+        check([good, {**good, "problem": "another", "solution": outside}])
+    with pytest.raises(UserError, match="row 1: the same images and problem as row 0"):
+        check([good, good])
+    with Image.open(folder / good["image"]) as image:
+        image.convert("RGB").save(folder / "copy.bmp")
+    held_out = folder / "held_out.json"
+    held_out.write_text(json.dumps([{**good, "problem": "another", "image": "copy.bmp"}]))
+    with pytest.raises(UserError, match="row 0: the image of row 0 of .*held_out.json"):
+        check([good], "--held_out", str(held_out))
+
+
 def test_validate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     validate.main([str(folder / "a.json")])
     assert "4 rows, all sound" in capsys.readouterr().out
-    cut = (folder / "0.png").read_bytes()
     Image.effect_noise((64, 64), 50).save(folder / "cut.png")
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
-    assert cut
     good = {**GOOD, "solution": SOLUTION}
     name = write(folder, [good, {**good, "image": "cut.png"}])
     assert len(load_rows(name)) == 2  # its header is in order
     with pytest.raises(UserError, match="row 1: image .*cut.png is damaged"):
         validate.main([name])
     with pytest.raises(UserError, match="rows 1"):
-        validate.main([write(folder, [good, {**good, "solution": "<answer>[{'Position': [1]}]</answer>"}])])
+        unreadable = {**good, "problem": "another", "solution": "<answer>[{'Position': [1]}]</answer>"}
+        validate.main([write(folder, [good, unreadable])])

@@ -1,21 +1,26 @@
 """Check training rows without a model: ``python -m virft.data.validate FILE [--task detection]``.
 
-Schema, every image decoded to its last pixel, solutions readable, and the task's rewards on the solutions
-themselves; problems are named with row numbers (counted from 0). Ends with a summary and exit code 0, or with
-one error line and exit code 2.
+Schema, every image decoded to its last pixel, solutions readable, boxes inside their image, no question asked
+twice, and the task's rewards on the solutions themselves; with ``--held_out FILE`` no image stands in both
+sets. Problems are named with row numbers (counted from 0). Ends with a summary and exit code 0, or with one
+error line and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from virft.boxes import convert
+from virft.data.coordinates import ROW_SPACE
 from virft.data.training import load_rows, named
 from virft.errors import UserError, run_program
+from virft.parsing import parse_detections, parse_grounding
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 
 
@@ -27,35 +32,97 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("file", help="a .json, .jsonl or .parquet file, a save_to_disk folder or a Hub id")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_folder", help="where relative image paths start; default: beside the file")
+    parser.add_argument(
+        "--held_out", help="rows of a test or validation set that must share no image with FILE"
+    )
     parser.add_argument("--task", default="detection", choices=list(TASK_REWARDS))
     parser.add_argument("--reward_funcs", nargs="+", help="rewards instead of the task's")
     args = parser.parse_args(argv)
     rows = load_rows(args.file, args.split, args.image_folder)
-    decode_all(rows, args.file)
+    pictures = picture_hashes(rows, args.file)
+    check_repeated(rows, pictures, args.file)
+    if args.held_out:
+        held_out = load_rows(args.held_out, args.split, args.image_folder)
+        check_leaks(pictures, picture_hashes(held_out, args.held_out), args.file, args.held_out)
+    check_boxes(rows, args.file)
     check_solutions(load_rewards(args.reward_funcs or TASK_REWARDS[args.task]), rows.remove_columns("images"))
     sys.stdout.write(summary(rows))
 
 
-def decode_all(rows: Any, name: str) -> None:
-    """Decode every image.
+def picture_hashes(rows: Any, name: str) -> list[list[str]]:
+    """Decode every image; a digest of its pixels, whatever format holds them, for each one of each row.
 
     Raises:
         UserError: some cannot be decoded; names the rows.
     """
     from PIL import Image
 
-    bad, first = [], ""
+    bad, first, hashes = [], "", []
     for number, images in enumerate(rows["images"]):
+        digests = []
         for image in images:
             source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
             try:
                 with Image.open(source) as opened:
-                    opened.load()
+                    pixels = opened.convert("RGB")
+                    digests.append(hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest())
             except (OSError, ValueError) as error:
                 bad.append(number)
                 first = first or f"image {image['path'] or '(embedded)'} is damaged ({error})"
+        hashes.append(digests)
     if bad:
         raise UserError(f"{name}: {named(bad)}: {first}")
+    return hashes
+
+
+def check_repeated(rows: Any, pictures: list[list[str]], name: str) -> None:
+    """Raise UserError where a row asks what an earlier one asked about the same images."""
+    seen: dict[Any, int] = {}
+    repeated = []
+    contexts = rows["context"] if "context" in rows.column_names else [None] * len(rows)
+    for number, question in enumerate(zip(rows["problem"], contexts, map(tuple, pictures), strict=True)):
+        if seen.setdefault(question, number) != number:
+            repeated.append((number, seen[question]))
+    if repeated:
+        raise UserError(
+            f"{name}: {named([number for number, _ in repeated])}: the same images and problem as row "
+            f"{repeated[0][1]}; keep one of them"
+        )
+
+
+def check_leaks(pictures: list[list[str]], others: list[list[str]], name: str, other: str) -> None:
+    """Raise UserError where an image of ``name`` stands in ``other`` as well."""
+    where = {digest: number for number, row in enumerate(others) for digest in row}
+    leaks = [(number, where[d]) for number, row in enumerate(pictures) for d in row if d in where]
+    if leaks:
+        numbers = sorted({number for number, _ in leaks})
+        raise UserError(
+            f"{name}: {named(numbers)}: the image of row {leaks[0][1]} of {other}; take it out of one set"
+        )
+
+
+def check_boxes(rows: Any, name: str) -> None:
+    """Raise UserError where a solution's box leaves the image or is inverted.
+
+    Boxes in ``abs_resized`` are not looked at: their bounds follow from the pixel limits of a run.
+    """
+    spaces = rows["coordinates"] if "coordinates" in rows.column_names else [None] * len(rows)
+    for number, (solution, space, sizes) in enumerate(
+        zip(rows["solution"], spaces, rows["image_sizes"], strict=True)
+    ):
+        space = space or ROW_SPACE
+        if space == "abs_resized" or len(sizes) != 1:
+            continue
+        width, height = sizes[0]
+        found = [detection.box for detection in parse_detections(solution).value or ()]
+        grounded = parse_grounding(solution).value if not found else None
+        for box in found + ([grounded] if grounded else []):
+            x1, y1, x2, y2 = convert(box, space, "norm1000", (width, height))
+            if not (0 <= x1 <= x2 <= 1000 and 0 <= y1 <= y2 <= 1000):
+                raise UserError(
+                    f"{name}: row {number}: box {[*map(float, box)]} in {space} is inverted or leaves "
+                    f"the image of {width} x {height} pixels"
+                )
 
 
 def summary(rows: Any) -> str:
