@@ -153,14 +153,15 @@ class QuickStart:
             *("--max_completion_length", r.tokens),
             *("--stop_metric", "mean_iou", "--stop_value", r.enough),
         )
-        said = self._sft(
+        log = self._sft(
             *("model", "warmup", "warmup"),
             *(r.warmup_most, r.warmup_batch, r.warmup_lr, r.warmup_rise),
             *until_enough,
             usual=r.warmup_usual,
         )
-        reached = float(re.findall(VALIDATION, said)[-1])
-        say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes\n")
+        reached = float(re.findall(VALIDATION, log.read_text(errors="replace"))[-1])
+        short = "" if reached >= r.enough else f", short of {r.enough}: the warm-up ended at its last step"
+        say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes{short}\n")
         self.journal.finish({"validation_mean_iou": reached})
 
     def examine_base(self) -> None:
@@ -251,8 +252,8 @@ class QuickStart:
         rise: int,
         *more: Any,
         usual: int | None = None,
-    ) -> str:
-        """Run sft.py from the model ``start`` into the folder ``name``, continuing what stands there."""
+    ) -> Path:
+        """Run sft.py from model ``start`` into folder ``name``, continuing what stands there; its log."""
         command = self.machine.train(
             "sft.py",
             *("--model_name_or_path", self.folder / start),
@@ -351,8 +352,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: --output {output} is a file: name a folder\n")
         return 2
     # A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for polite in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
+            signal.signal(polite, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="replace")
     try:
         say(f"virft quick start: results in {output}\n")
         machine = Machine.found()

@@ -151,7 +151,7 @@ class Journal:
         share: float = 1.0,
         watch: Mapping[str, str] | None = None,
         usual: int | None = None,
-    ) -> str:
+    ) -> Path:
         """Run a program of this project, show its progress, keep all that it says in ``logs/<log>.log``.
 
         Args:
@@ -163,7 +163,7 @@ class Journal:
             usual: the count at which a program usually ends that may end before ``total``.
 
         Returns:
-            What the program wrote on stdout.
+            The log, to which this run's output was added.
 
         Raises:
             StageFailed: the program's exit code is not 0.
@@ -175,7 +175,7 @@ class Journal:
         path.parent.mkdir(exist_ok=True)
         bar = Bar(total, stage.cost * share, self._left, watch or {}, usual)
         with open(path, "ab") as file:
-            code, output, tail = self._follow(words, file, bar)
+            code, tail = self._follow(words, file, bar)
         bar.close(whole=not code)
         if code:
             raise StageFailed(
@@ -183,10 +183,10 @@ class Journal:
                 + "\n".join(f"    {line}" for line in tail)
                 + f"\n\nAll of it: {path}"
             )
-        return output
+        return path
 
-    def _follow(self, words: list[str], file: IO[bytes], bar: Bar) -> tuple[int, str, list[str]]:
-        """Run to the end; the exit code, stdout, and the errors it named, else the last lines it wrote."""
+    def _follow(self, words: list[str], file: IO[bytes], bar: Bar) -> tuple[int, list[str]]:
+        """Run to the end; the exit code, and the errors it named, else the last lines it wrote."""
         held = (self.lock.fileno(),) if self.lock else ()
         # The lock goes to the program too: while it lives no second run starts in this folder.
         process = subprocess.Popen(
@@ -198,7 +198,7 @@ class Journal:
             pass_fds=held,
         )
         unfinished = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
-        output, tail, errors = bytearray(), deque[str](maxlen=100), deque[str](maxlen=10)
+        tail, errors = deque[str](maxlen=100), deque[str](maxlen=10)
         try:
             with selectors.DefaultSelector() as streams:
                 for stream in (process.stdout, process.stderr):
@@ -209,8 +209,6 @@ class Journal:
                         if not chunk:
                             streams.unregister(key.fileobj)
                         file.write(chunk)
-                        if key.fileobj is process.stdout:
-                            output += chunk
                         *lines, unfinished[key.fd] = LINE_ENDS.split(unfinished[key.fd] + chunk)
                         told = [line.decode(errors="replace") for line in lines if line.strip()]
                         bar.read(told)
@@ -219,7 +217,7 @@ class Journal:
                         errors.extend(line for line in told if line.startswith("error: "))
                     bar.draw()
             said = list(dict.fromkeys(errors)) or _before_torchrun(list(tail))[-25:]
-            return process.wait(), output.decode(errors="replace"), said
+            return process.wait(), said
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
@@ -310,6 +308,8 @@ class Bar:
 
     def _remaining(self, now: float) -> float:
         """Seconds left of this program: from its own pace once it has one, before that from the plan."""
+        if self.done >= self.usual:
+            return 0.0
         if self.done > self.begun:
             return (now - self.first) / (self.done - self.begun) * max(0, self.usual - self.done)
         return max(0.0, self.cost - (now - self.started))
@@ -332,13 +332,14 @@ class Bar:
         self.drawn = now
         filled = WIDTH if self.whole else min(WIDTH - 1, round(WIDTH * self.done / self.usual))
         parts = [f"    {'█' * filled}{'░' * (WIDTH - filled)} {self._counted()}"]
-        parts += [f"{label} {value}" for label, value in self.seen.items()]
         parts.append(clock(now - self.started))
         if not final:
             left = self._remaining(now)
             parts.append(f"{clock(left)} left, the whole run {clock(left + self.left_after())}")
+        parts += [f"{label} {value}" for label, value in self.seen.items()]
         line = "  ".join(parts)
-        say(f"\r\x1b[2K{line}" if self.terminal else line + "\n")
+        # A line that wraps could not be drawn over.
+        say(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}" if self.terminal else line + "\n")
 
     def close(self, whole: bool = True) -> None:
         """Leave the last state on the screen: a full bar where the work is ``whole``."""
