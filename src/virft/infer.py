@@ -22,7 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -218,21 +218,20 @@ def _answer_all(
     samples: Sequence[Sample], settings: InferenceSettings, folder: Path, rank: int, world: int
 ) -> None:
     """Return when every sample has a line in the folder (on rank 0) or this rank's have (elsewhere)."""
-    if world > 1:
-        bar = Progress(folder, len(samples)) if rank == 0 else None
-        _work(rank, world, samples, settings, folder, bar.poll if bar else None)
-        if bar:
-            _wait_until(bar.poll)
-            bar.close()
+    if world > 1 and rank > 0:
+        _work(rank, world, samples, settings, folder, None)
         return
-    count = settings.processes or _default_processes(settings.device)
-    bar = Progress(folder, len(samples))
-    if count == 1:
-        _work(0, 1, samples, settings, folder, bar.poll)
-    else:
-        _spawn(count, samples, settings, folder, bar)
-    bar.poll(force=True)
-    bar.close()
+    # Closed whatever happens: else what is said about an error goes on in the bar's line.
+    with closing(Progress(folder, len(samples))) as bar:
+        count = settings.processes or _default_processes(settings.device)
+        if world > 1:
+            _work(rank, world, samples, settings, folder, bar.poll)
+            _wait_until(bar.poll)
+        elif count == 1:
+            _work(0, 1, samples, settings, folder, bar.poll)
+        else:
+            _spawn(count, samples, settings, folder, bar)
+        bar.poll(force=True)
 
 
 def _spawn(
