@@ -13,76 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import re
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import miniature
 import report
-from recipe import EXAMINATION_SEED, PLAN, REWARD_CURVES, SHORT, Recipe
+from machine import ROOT, TINY, Machine
+from miniature import ADAM, EXAMINATION_SEED, sft_command, sft_watch
+from recipe import PLAN, REWARD_CURVES, SHORT, Recipe
 from stages import Journal, StageFailed, say
 
 from virft.checkpoint import installed_versions, last_checkpoint
-from virft.data.digits import NAMES, THOUGHTS, Scenes
-from virft.data.digits import write as write_digits
+from virft.data.digits import Scenes
 from virft.errors import UserError
 from virft.files import replacing
 from virft.predictions import load_predictions
-
-ROOT = Path(__file__).resolve().parents[1]
-VALIDATION = r"'eval_mean_iou'?: '?([0-9.]+)"
-"""Mean IoU on the validation scenes in what sft.py writes."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the programs run: how many processes a training has, and the flags that say so."""
-
-    processes: int
-    cuda: bool
-
-    @classmethod
-    def found(cls) -> Machine:
-        """One process on a GPU where torch sees one, else two on the CPU."""
-        import torch
-
-        return cls(1, True) if torch.cuda.is_available() else cls(2, False)
-
-    def train(self, program: str, *flags: Any) -> list[str]:
-        """The command of a training program."""
-        torchrun = Path(sys.executable).with_name("torchrun")
-        start = [str(torchrun)] if torchrun.exists() else [sys.executable, "-m", "torch.distributed.run"]
-        command = [
-            *start,
-            "--standalone",
-            f"--nproc_per_node={self.processes}",
-            str(ROOT / "src/virft" / program),
-        ]
-        precision = ["--bf16", "false", "--gradient_checkpointing", "false"]
-        where = [] if self.cuda else ["--use_cpu", "true"]
-        return [*command, *map(str, flags), *precision, *where]
-
-    def environment(self) -> dict[str, str]:
-        """What every program is started with."""
-        variables = {
-            # Several processes with several threads each fight for the cores: six times slower on four.
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-        }
-        # Without it DeepSpeed warns that it found no accelerator.
-        return variables if self.cuda else variables | {"DS_ACCELERATOR": "cpu"}
-
-    def per_process(self, count: int) -> int:
-        """The share of one process of ``count`` prompts or rows a step."""
-        return count // self.processes
 
 
 class QuickStart:
@@ -97,9 +47,7 @@ class QuickStart:
         """All stages; what ``results.json`` holds. Raises StageFailed, UserError."""
         with self.journal.opened():
             self._forget_other_results()
-            self.make_digits()
-            self.build_model()
-            self.warm_up()
+            self.make_model()
             self.examine_base()
             self.go_on_with_sft()
             self.grpo()
@@ -114,8 +62,8 @@ class QuickStart:
             if (results["seed"], results["recipe"]) != (self.seed, asdict(self.recipe)):
                 file.unlink()
 
-    def make_digits(self) -> None:
-        """The scenes of all splits."""
+    def make_model(self) -> None:
+        """The scenes of all splits, and a model that has been warmed up on the first of them."""
         r = self.recipe
         splits = {
             "warmup": Scenes(r.warmup_scenes, "warmup", self.seed, confidence=(0.1, 0.9)),
@@ -123,46 +71,7 @@ class QuickStart:
             "train": Scenes(r.rows, "train", self.seed),
             "heldout": Scenes(r.heldout, "heldout", EXAMINATION_SEED),
         }
-        folder, done = self.journal.stage("digits", {k: asdict(v) for k, v in splits.items()})
-        if done is None:
-            write_digits(folder, splits, self.journal.count(sum(s.count for s in splits.values())))
-            self.journal.finish()
-
-    def build_model(self) -> None:
-        """The randomly initialised model and its processor."""
-        folder, done = self.journal.stage("model", {"seed": self.seed})
-        if done is None:
-            from transformers.utils import logging
-
-            from virft import tiny
-
-            logging.disable_progress_bar()
-            tiny.build(folder, seed=self.seed, words=NAMES, thoughts=[THOUGHTS["detection"]], **tiny.LEARNER)
-            self.journal.finish()
-
-    def warm_up(self) -> None:
-        """SFT on the warm-up scenes until it is good enough on the validation scenes."""
-        r = self.recipe
-        settings = {k: v for k, v in asdict(r).items() if k.startswith("warmup") or k == "enough"}
-        _, done = self.journal.stage("warmup", settings)
-        if done is not None:
-            return
-        until_enough = (
-            *("--eval_strategy", "steps", "--eval_steps", r.warmup_every, "--eval_delay", r.warmup_first),
-            *("--eval_dataset_name", self.digits / "validation.jsonl", "--per_device_eval_batch_size", 64),
-            *("--max_completion_length", r.tokens),
-            *("--stop_metric", "mean_iou", "--stop_value", r.enough),
-        )
-        log = self._sft(
-            *("model", "warmup", "warmup"),
-            *(r.warmup_most, r.warmup_batch, r.warmup_lr, r.warmup_rise),
-            *until_enough,
-            usual=r.warmup_usual,
-        )
-        reached = float(re.findall(VALIDATION, log.read_text(errors="replace"))[-1])
-        short = "" if reached >= r.enough else f", short of {r.enough}: the warm-up ended at its last step"
-        say(f"    mean IoU {reached:.3f} on {r.validation} validation scenes{short}\n")
-        self.journal.finish({"validation_mean_iou": reached})
+        miniature.make(self.journal, self.machine, splits, r.warmup, r.tokens, self.seed)
 
     def examine_base(self) -> None:
         """The warm-up's numbers."""
@@ -174,9 +83,14 @@ class QuickStart:
         """SFT from the warm-up on the rows that GRPO gets."""
         r = self.recipe
         settings = {"steps": r.sft_steps, "batch": r.sft_batch, "lr": r.sft_lr}
-        _, done = self.journal.stage("sft", settings)
+        folder, done = self.journal.stage("sft", settings)
         if done is None:
-            self._sft("warmup", "sft", "train", r.sft_steps, r.sft_batch, r.sft_lr, 0)
+            command = sft_command(
+                self.machine,
+                *(self.folder / "warmup", self.digits / "train.jsonl", folder),
+                *(r.sft_steps, r.sft_batch, r.sft_lr, 0, self.seed),
+            )
+            self.journal.run(command, "sft", r.sft_steps, watch=sft_watch("mean_iou"))
             self.journal.finish()
 
     def grpo(self) -> None:
@@ -193,10 +107,11 @@ class QuickStart:
             *("--output_dir", folder),
             *("--task", "detection", "--max_steps", r.grpo_steps, "--learning_rate", r.grpo_lr),
             *("--per_device_train_batch_size", machine.per_process(r.prompts), "--num_generations", r.group),
-            *("--max_completion_length", r.tokens, "--beta", 0, "--adam_beta2", 0.98, "--warmup_steps", 2),
+            *("--max_completion_length", r.tokens, "--beta", 0, *ADAM, "--warmup_steps", 2),
             *("--logging_steps", 1, "--save_steps", 25, "--save_total_limit", 1),
             *("--report_to", "none", "--seed", self.seed),
             *("--resume_from_checkpoint", "auto"),
+            *TINY,
         )
         watch = {
             label.split(" (")[0]: rf"{key}'?: '?([0-9.]+)" for label, key in list(REWARD_CURVES.items())[:2]
@@ -240,34 +155,6 @@ class QuickStart:
         report.draw_scenes(scenes["base"], scenes["grpo"], self.folder / "before_and_after.png")
         self.journal.finish()
         return results
-
-    def _sft(
-        self,
-        start: str,
-        name: str,
-        split: str,
-        steps: int,
-        batch: int,
-        rate: float,
-        rise: int,
-        *more: Any,
-        usual: int | None = None,
-    ) -> Path:
-        """Run sft.py from model ``start`` into folder ``name``, continuing what stands there; its log."""
-        command = self.machine.train(
-            "sft.py",
-            *("--model_name_or_path", self.folder / start),
-            *("--dataset_name", self.digits / f"{split}.jsonl"),
-            *("--output_dir", self.folder / name),
-            *("--max_steps", steps, "--learning_rate", rate),
-            *("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", rise),
-            *("--per_device_train_batch_size", self.machine.per_process(batch), "--adam_beta2", 0.98),
-            *("--logging_steps", 10, "--save_steps", 50, "--save_total_limit", 1),
-            *("--report_to", "none", "--seed", self.seed, "--resume_from_checkpoint", "auto"),
-            *more,
-        )
-        watch = {"loss": r"'loss'?: '?([0-9.]+)", "validation mean IoU": VALIDATION}
-        return self.journal.run(command, name, steps, watch=watch, usual=usual)
 
     def _examine(self, model: str, share: float = 1.0) -> dict[str, Any]:
         """Ask a model about every held-out scene and score its replies, with the COCO programs."""
@@ -359,11 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         say(f"virft quick start: results in {output}\n")
         machine = Machine.found()
-        os.environ.update(machine.environment())
-        place = "one GPU" if machine.cuda else f"{machine.processes} processes on {os.cpu_count()} CPU cores"
-        say(f"Trains on {place}. Every command is shown; if you repeat one, do so after\n")
-        say("    source .venv/bin/activate\n")
-        say(f"    export {' '.join(f'{k}={v}' for k, v in machine.environment().items())}\n")
+        say(machine.prepare(offline=True))
         if not flags.seeds:
             run_seed(output, flags.seed, recipe, machine)
             say(epilogue(output))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import miniature
+from miniature import WarmUp
 from stages import Stage
 
-EXAMINATION_SEED = 1000
-"""Of the validation and held-out scenes: every run sits the same examination."""
 REWARD_CURVES = {
     "IoU reward (boxes)": "rewards/accuracy_iou/mean",
     "confidence reward": "rewards/accuracy_confidence/mean",
@@ -22,11 +22,7 @@ class Recipe:
 
     Attributes:
         warmup_scenes, rows, validation, heldout: scenes of each split; ``rows`` are GRPO's and its rival's.
-        warmup_batch, warmup_lr, warmup_rise: completions a step, learning rate, steps to reach it.
-        warmup_first, warmup_every: from which step on, and every how many, the validation scenes are asked.
-        warmup_most, warmup_usual: the warm-up's last step at the latest, and where it usually ends.
-        enough: mean IoU on validation scenes at which the warm-up ends. Earlier the model has not yet learnt
-            where things are, and GRPO cannot reward what is never sampled; later little is left to gain.
+        warmup: how the model is warmed up.
         sft_steps, sft_batch, sft_lr: the rival, supervised fine-tuning on GRPO's rows.
         grpo_steps, prompts, group, grpo_lr: GRPO's steps, prompts a step, completions a prompt, first rate.
         tokens: the longest completion.
@@ -37,14 +33,7 @@ class Recipe:
     rows: int = 160
     validation: int = 128
     heldout: int = 600
-    warmup_batch: int = 64
-    warmup_lr: float = 1e-3
-    warmup_rise: int = 50
-    warmup_first: int = 300
-    warmup_every: int = 25
-    warmup_most: int = 600
-    warmup_usual: int = 375
-    enough: float = 0.75
+    warmup: WarmUp = field(default_factory=WarmUp)
     sft_steps: int = 150
     sft_batch: int = 64
     sft_lr: float = 1e-5
@@ -61,11 +50,7 @@ SHORT = Recipe(
     rows=16,
     validation=8,
     heldout=20,
-    warmup_batch=16,
-    warmup_rise=2,
-    warmup_first=4,
-    warmup_every=4,
-    warmup_most=8,
+    warmup=WarmUp(batch=16, rise=2, first=4, every=4, most=8),
     sft_steps=2,
     sft_batch=8,
     grpo_steps=3,
@@ -75,16 +60,7 @@ SHORT = Recipe(
 """Touches every stage; the numbers that come out mean nothing."""
 
 PLAN = (
-    Stage(
-        "digits", "Scenes of handwritten digits", "COCO annotations and training rows, from real scans", 12
-    ),
-    Stage("model", "A tiny Qwen2-VL", "the real architecture and processor, 1.2 million random weights", 5),
-    Stage(
-        "warmup",
-        "Warm-up with supervised fine-tuning",
-        "GRPO sharpens what a model can do by chance: this one must first learn to answer at all",
-        130,
-    ),
+    *miniature.PLAN,
     Stage(
         "base", "Examination of the warm-up", "the number to beat, on scans that no training ever sees", 10
     ),
