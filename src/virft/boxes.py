@@ -86,6 +86,46 @@ def greedy_match(
     return matches
 
 
+def coco_match(
+    overlaps: Sequence[Sequence[float]],
+    threshold: float,
+    ignored: Sequence[bool] = (),
+    crowds: Sequence[bool] = (),
+) -> list[int | None]:
+    """Match predictions, in the order given, each to its best truth still free, by COCO's rules.
+
+    The rules: IoU >= threshold; of equal overlaps the later truth; an ignored truth only where no other fits;
+    a crowd may be taken again and again. Source: ``evaluateImg`` of pycocotools.
+
+    Args:
+        overlaps: a row for each prediction, most confident first, with its IoU with each truth (with a crowd
+            the share of the prediction that lies in it).
+        threshold: a match needs IoU >= threshold.
+        ignored: for each truth, whether a match counts neither for nor against; empty for none.
+        crowds: for each truth, whether it is a crowd; empty for none.
+
+    Returns:
+        For each prediction the index of its truth, or None.
+    """
+    count = len(overlaps[0]) if overlaps else 0
+    order = sorted(range(count), key=ignored.__getitem__) if any(ignored) else range(count)
+    taken: set[int] = set()
+    matches: list[int | None] = []
+    for row in overlaps:
+        best = None
+        for truth in order:
+            if truth in taken and not (crowds and crowds[truth]):
+                continue
+            if best is not None and ignored and ignored[truth] and not ignored[best]:
+                break
+            if row[truth] >= threshold and (best is None or row[truth] >= row[best]):
+                best = truth
+        if best is not None:
+            taken.add(best)
+        matches.append(best)
+    return matches
+
+
 def convert(
     values: Sequence[float],
     source: str,

@@ -51,23 +51,11 @@ def mean_average_precision(case: Case, iou: str | float = "coco") -> float:
         for detection in case.predictions[:MOST_DETECTIONS]
     ]
     thresholds = COCO_THRESHOLDS if iou == "coco" else (float(iou),)
-    return sum(_average_precision(_hits(overlaps, t), len(case.truths)) for t in thresholds) / len(thresholds)
-
-
-def _hits(overlaps: Sequence[Sequence[float]], threshold: float) -> list[bool]:
-    """Whether each prediction, in order, finds a free truth with IoU >= threshold; it takes the best one."""
-    taken: set[int] = set()
-    hits = []
-    for row in overlaps:
-        best = None
-        for truth, overlap in enumerate(row):
-            # On equal overlaps COCO's matching takes the later truth.
-            if truth not in taken and overlap >= threshold and (best is None or overlap >= row[best]):
-                best = truth
-        if best is not None:
-            taken.add(best)
-        hits.append(best is not None)
-    return hits
+    values = []
+    for threshold in thresholds:
+        hits = [truth is not None for truth in boxes.coco_match(overlaps, threshold)]
+        values.append(_average_precision(hits, len(case.truths)))
+    return sum(values) / len(values)
 
 
 def _average_precision(hits: Sequence[bool], truths: int) -> float:
