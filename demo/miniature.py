@@ -69,6 +69,7 @@ def make(
     warmup: WarmUp,
     tokens: int,
     seed: int,
+    validated_on: str = "validation",
 ) -> Path:
     """The three stages of :data:`PLAN`.
 
@@ -79,6 +80,7 @@ def make(
         warmup: how the model is warmed up.
         tokens: longest reply.
         seed: of the weights and of the order of rows.
+        validated_on: the split that ends the warm-up.
 
     Returns:
         The warmed-up model's folder. The scenes stand in the folder ``digits`` of the journal's.
@@ -94,7 +96,7 @@ def make(
         journal.finish()
     folder, done = journal.stage("warmup", asdict(warmup))
     if done is None:
-        validation = digits / "validation.jsonl"
+        validation = digits / f"{validated_on}.jsonl"
         command = sft_command(
             machine,
             *(
@@ -118,7 +120,7 @@ def make(
         reached = float(found[-1])
         short = "" if reached >= warmup.enough else f", short of {warmup.enough}: it ended at its last step"
         title = warmup.metric.replace("_", " ")
-        say(f"    {title} {reached:.3f} on {splits['validation'].count} validation scenes{short}\n")
+        say(f"    {title} {reached:.3f} on {splits[validated_on].count} validation scenes{short}\n")
         journal.finish({f"validation_{warmup.metric}": reached})
     return folder
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from virft.boxes import convert
 from virft.files import replacing
+from virft.metrics import bootstrap
 from virft.metrics.detection import Pair, from_replies, make_truth, question_ious
 from virft.types import Box, Prediction
 
@@ -22,7 +23,6 @@ TITLES = {"base": "warm-up", "sft": "+ SFT, same rows", "grpo": "+ GRPO, same ro
 COLOURS = {"base": "#8a8f98", "sft": "#d9822b", "grpo": "#1f6fb2"}
 TRUE, PREDICTED = "#2ca02c", "#d62728"
 COLUMNS = {"mean_iou": "mean IoU", "map": "mAP", "ap50": "AP50", "unreadable": "unreadable"}
-RESAMPLES = 5000
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,8 @@ def gain(before: Sequence[float], after: Sequence[float], seed: int = 0) -> dict
         before, after: one number for each scene, in the same order.
         seed: of the resampling.
     """
-    differences = np.asarray(after) - np.asarray(before)
-    rng = np.random.default_rng(seed)
-    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean_iou": float(differences.mean()), "interval": [float(low), float(high)]}
+    found = bootstrap.paired(bootstrap.mean(before), bootstrap.mean(after), len(before), seed=seed)
+    return {"mean_iou": found.change, "interval": [found.low, found.high]}
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -152,7 +149,7 @@ def draw_rewards(history: Sequence[Mapping[str, Any]], keys: Mapping[str, str], 
         axes.set(title=title, xlabel="GRPO step", ylabel="mean over sampled replies")
         axes.grid(alpha=0.3)
     figure.suptitle("Rewards while GRPO trains")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _smooth(values: Sequence[float], span: int = 9) -> np.ndarray:
@@ -179,7 +176,7 @@ def draw_comparison(results: Mapping[str, Any], ious: Mapping[str, Sequence[floa
         ylim=(0, 1.08), title=f"{results['scenes']} held-out scenes, greedy answers, seed {results['seed']}"
     )
     axes.legend(ncols=3, loc="upper center", fontsize=9, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_scenes(before: Sequence[Replied], after: Sequence[Replied], path: Path, count: int = 10) -> None:
@@ -206,7 +203,7 @@ def draw_scenes(before: Sequence[Replied], after: Sequence[Replied], path: Path,
         f"here the first {len(shown)}\ngreen: true box    red: predicted, with its confidence",
         fontsize=10,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_scene(axes: Any, scene: Replied) -> None:
@@ -222,6 +219,7 @@ def _draw_scene(axes: Any, scene: Replied) -> None:
         axes.text(box.x1, box.y1 - 1, f"{confidence:.2f}", color="white", fontsize=7, clip_on=True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,8 +61,9 @@ class Stage:
 class Journal:
     """Runs a plan in a folder and remembers, in the folder ``stages``, what is done.
 
-    A stage's key is a digest of its settings and of the key of the stage before it. A stage is skipped when
-    its marker bears that key and says done, continued when it was begun with that key, else begun anew.
+    A stage's key is a digest of its settings and of the keys of the stages that it builds on. A stage is
+    skipped when its marker bears that key and says done, continued when it was begun with that key, else
+    begun anew.
     """
 
     folder: Path
@@ -70,7 +71,7 @@ class Journal:
     root: Path
     lock: IO[str] | None = None
     _number: int = 0
-    _key: str = ""
+    _keys: dict[str, str] = field(default_factory=dict)
     _spent: float = 0.0
     _expected: float = 0.0
     _started: float = 0.0
@@ -91,8 +92,15 @@ class Journal:
                 ) from None
             yield self
 
-    def stage(self, name: str, settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
+    def stage(
+        self, name: str, settings: Mapping[str, Any], after: Sequence[str] | None = None
+    ) -> tuple[Path, dict[str, Any] | None]:
         """Announce the next stage of the plan.
+
+        Args:
+            name: the stage's.
+            settings: what its result depends on, as JSON.
+            after: the stages that it builds on; by default the one before it in the plan.
 
         Returns:
             The stage's folder, and what :meth:`finish` recorded when it is done already, else None.
@@ -100,19 +108,21 @@ class Journal:
         stage = self.plan[self._number]
         if stage.name != name:
             raise ValueError(f"the plan's next stage is {stage.name}, not {name}")
+        if after is None:
+            after = [before.name for before in self.plan[: self._number][-1:]]
         self._number += 1
-        body = json.dumps([self._key, name, settings], sort_keys=True, default=str)
-        self._key = hashlib.sha256(body.encode()).hexdigest()
+        body = json.dumps([[self._keys[n] for n in after], name, settings], sort_keys=True, default=str)
+        self._keys[name] = key = hashlib.sha256(body.encode()).hexdigest()
         say(f"\n[{self._number} of {len(self.plan)}] {stage.title}\n    {stage.why}\n")
         self._started, self._started_cpu = time.monotonic(), _cpu_seconds()
         folder, marker = self.folder / name, self.folder / "stages" / f"{name}.json"
         recorded = json.loads(marker.read_text()) if marker.is_file() else {}
-        if recorded.get("key") == self._key and recorded["done"]:
+        if recorded.get("key") == key and recorded["done"]:
             say(f"    done before, in {clock(recorded['seconds'])}\n")
             return folder, recorded["result"]
-        if recorded.get("key") != self._key:
+        if recorded.get("key") != key:
             shutil.rmtree(folder, ignore_errors=True)
-            self._record(marker, {"done": False})
+            self._record(stage, {"done": False})
         elif folder.exists():
             say("    continuing where it was interrupted\n")
         return folder, None
@@ -129,13 +139,13 @@ class Journal:
             "cpu_seconds": round(_cpu_seconds() - self._started_cpu, 1),
             "result": result,
         }
-        self._record(self.folder / "stages" / f"{stage.name}.json", entry)
+        self._record(stage, entry)
         say(f"    took {clock(seconds)}\n")
         return result
 
-    def _record(self, marker: Path, entry: dict[str, Any]) -> None:
-        with replacing(marker) as temporary:
-            temporary.write_text(json.dumps({"key": self._key} | entry, indent=2) + "\n")
+    def _record(self, stage: Stage, entry: dict[str, Any]) -> None:
+        with replacing(self.folder / "stages" / f"{stage.name}.json") as temporary:
+            temporary.write_text(json.dumps({"key": self._keys[stage.name]} | entry, indent=2) + "\n")
 
     def seconds(self, what: str = "seconds") -> dict[str, float]:
         """Stage -> seconds of the run that finished it: by the clock, or "cpu_seconds" of its processes."""

@@ -1,0 +1,308 @@
+"""Is RFT better than SFT on the same rows? One command, one answer with its interval.
+
+    bash scripts/compare_sft_rft.sh                            # installs, then runs this program
+    python demo/compare_sft_rft.py --preset classification     # k-shot naming of digits, three seeds
+    python demo/compare_sft_rft.py --preset confidence --seeds 0
+    python demo/compare_sft_rft.py --short                     # every stage once; learns nothing
+
+Your own model and rows (JSONL with problem, solution, image; see README, "Your own data"):
+
+    python demo/compare_sft_rft.py --task detection --model Qwen/Qwen2-VL-2B-Instruct \\
+        --rows train.jsonl --validation validation.jsonl \\
+        --suite_flags "--annotations val.json --image_folder val2017 --categories fewshot8" \\
+        --train_flags "--deepspeed local_scripts/zero3.json --bf16 true" --processes 8
+
+Both methods start from the same model and get the same rows, prompts, pixel budget, number of steps and
+validation rows; each is trained once for each of its learning rates. Four models sit the examination beside
+the base: the last and the best of either method. Run it again after an interruption: it continues where it
+was. Several of these programs may work on one --output, each on its own --seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comparison
+import miniature
+import self_labelled
+from contest import BASE, Contest, Method, RowSet, Rules, examine
+from machine import ROOT, TINY, Machine
+from presets import PRESETS, Preset, rft, sft
+from scores import COLUMNS, SUITE_OF
+from stages import Journal, Stage, StageFailed, say
+
+from virft.checkpoint import installed_versions
+from virft.data.digits import CLASSIFICATION_SUBJECT
+from virft.errors import UserError
+from virft.files import replacing
+
+COSTS = {"sft.py": 40.0, "grpo.py": 120.0, "examination": 12.0}
+"""Seconds on four cores with the presets; for a model of one's own only the shares matter."""
+
+
+NUMBERS = {
+    "steps": "steps",
+    "every": "eval_every",
+    "rows_per_step": "rows_per_step",
+    "rows_at_once": "rows_at_once",
+}
+"""Number of the rules -> the flag that replaces it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is compared, whoever brought it: the model and the rows of one seed, and the rules for all."""
+
+    name: str
+    about: str
+    rules: Rules
+    methods: tuple[Method, ...]
+    stages: tuple[Stage, ...]
+    prepare: Callable[[Journal, Machine, int], tuple[str, list[RowSet]]]
+    sets: tuple[str, ...]
+
+
+def from_preset(name: str, preset: Preset, folder: Callable[[int], Path]) -> Callable[[int], Task]:
+    """Seed -> the contest of a miniature."""
+
+    def task(seed: int) -> Task:
+        digits = folder(seed) / "digits"
+        heldout = digits / "heldout"
+        coco = ("--annotations", f"{heldout}.json", "--image_folder", str(digits))
+        named = ("--contains", CLASSIFICATION_SUBJECT[0], "--to_name", CLASSIFICATION_SUBJECT[1])
+        examination = {
+            "detection": (*coco, "--candidates", "ground_truth", "--logprobs", "true"),
+            "classification": ("--dataset", str(heldout), *named),
+        }
+        rules = Rules(
+            task=preset.task,
+            steps=preset.steps,
+            every=preset.every,
+            rows_per_step=preset.rows_per_step,
+            rows_at_once=0,
+            tokens=preset.tokens,
+            answering=64,
+            train_flags=(*map(str, miniature.ADAM), *TINY),
+            suite=SUITE_OF[preset.task],
+            suite_flags=(*examination[preset.task], "--dtype", "float32"),
+        )
+        sets = {f"{shots}-shot": shots for shots in preset.shots}
+
+        def prepare(journal: Journal, machine: Machine, seed: int) -> tuple[str, list[RowSet]]:
+            model = miniature.make(
+                journal, machine, preset.splits(seed), preset.warmup, preset.tokens, seed, "warmup_validation"
+            )
+            validation = str(digits / "validation.jsonl")
+            return str(model), [RowSet(n, str(digits / f"{n}.jsonl"), validation) for n in sets]
+
+        return Task(name, preset.about, rules, preset.methods, miniature.PLAN, prepare, tuple(sets))
+
+    return task
+
+
+def from_flags(flags: argparse.Namespace) -> Callable[[int], Task]:
+    """Seed -> the contest of the user's own model and rows. Raises UserError naming a missing flag."""
+    needed = ("task", "model", "rows", "validation", "suite_flags")
+    missing = [f"--{name}" for name in needed if not getattr(flags, name)]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} missing: a model of your own needs "
+            f"{', '.join('--' + n for n in needed)}; or choose a --preset ({', '.join(PRESETS)})"
+        )
+    if flags.preset:
+        raise UserError(f"--preset {flags.preset} makes its own model and rows; leave out --model and --rows")
+
+    def task(seed: int) -> Task:
+        rows = RowSet("", flags.rows.format(seed=seed), flags.validation.format(seed=seed))
+        for path in (rows.rows, rows.validation):
+            if path.endswith((".json", ".jsonl", ".parquet")) and not Path(path).is_file():
+                raise UserError(f"{path}: no such file")
+        suite = flags.suite or SUITE_OF[flags.task]
+        rules = Rules(
+            task=flags.task,
+            steps=flags.steps or 200,
+            every=flags.eval_every or 20,
+            rows_per_step=flags.rows_per_step or 16,
+            rows_at_once=flags.rows_at_once or 0,
+            tokens=flags.max_completion_length or 1024,
+            answering=flags.batch_size,
+            train_flags=tuple(shlex.split(flags.train_flags)),
+            suite=suite,
+            suite_flags=tuple(shlex.split(flags.suite_flags)),
+        )
+        return Task(
+            Path(flags.rows).stem,
+            f"{flags.model} on {flags.rows}",
+            rules,
+            (sft("3e-6", "1e-5", "3e-5", remember=False), rft("1e-6", "3e-6")),
+            (),
+            lambda journal, machine, seed: (flags.model, [rows]),
+            ("",),
+        )
+
+    return task
+
+
+def run_seed(folder: Path, seed: int, task: Task, machine: Machine) -> dict[str, Any]:
+    """One seed: prepare, examine the base, one contest for each row set. Raises StageFailed, UserError."""
+    rules = task.rules
+    if not rules.rows_at_once:
+        rules = replace(rules, rows_at_once=max(1, machine.per_process(rules.rows_per_step)))
+    rules.check(machine)
+    rivals = [m for m in task.methods if m.labels == "self"]
+    plan = [*task.stages, Stage(BASE, "Examination of the base", "the numbers to beat", COSTS["examination"])]
+    for name in task.sets:
+        if rivals:
+            plan.append(self_labelled.stage(name, COSTS["examination"]))
+        plan += Contest.plan(task.methods, RowSet(name, "", ""), COSTS)
+    with Journal(folder, plan, ROOT).opened() as journal:
+        model, row_sets = task.prepare(journal, machine, seed)
+        made = [stage.name for stage in task.stages]
+        place, done = journal.stage(BASE, {"model": model, "rules": rules.of_examination()}, made)
+        if done is None:
+            examine(journal, rules, model, place, "base-examination")
+            journal.finish()
+        contests = {}
+        for rows in row_sets:
+            begun = list(made)
+            if rivals:
+                rows = self_labelled.make(journal, rules, model, rows, made)
+                begun.append(self_labelled.stage_name(rows.name))
+            contest = Contest(journal, machine, rules, task.methods, rows, model, seed, begun)
+            contests[rows.name] = contest.run(place)
+        return {
+            "seed": seed,
+            "base": str(place),
+            "sets": contests,
+            "rules": asdict(rules),
+            "seconds": journal.seconds(),
+            "cpu_seconds": journal.seconds("cpu_seconds"),
+        }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The program's flags."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    abouts = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+    flags.add_argument("--preset", choices=list(PRESETS), help=f"a contest on digit scans ({abouts})")
+    flags.add_argument("--shots", type=int, nargs="+", help="rows a class; a preset's row sets")
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    flags.add_argument("--output", type=Path, help="folder (comparison/NAME)")
+    flags.add_argument("--short", action="store_true", help="touch every stage; learns nothing")
+    flags.add_argument("--processes", type=int, help="of a training; default: 1 on a GPU machine, 2 on a CPU")
+    flags.add_argument("--steps", type=int, help="optimizer steps of every training")
+    flags.add_argument("--eval_every", type=int, help="ask the validation rows every so many steps")
+    flags.add_argument("--rows_per_step", type=int, help="rows (GRPO: prompts) a step, over all processes")
+    flags.add_argument("--rows_at_once", type=int, help="rows a process takes at once; the rest accumulates")
+    flags.add_argument("--sft_rates", nargs="+", metavar="RATE", help="learning rates that SFT tries")
+    flags.add_argument("--rft_rates", nargs="+", metavar="RATE", help="learning rates that GRPO tries")
+    flags.add_argument("--sft_flags", default="", help="further flags of sft.py, in one string")
+    flags.add_argument("--rft_flags", default="", help="further flags of grpo.py, in one string")
+    own = flags.add_argument_group("your own model and rows")
+    own.add_argument("--task", choices=list(SUITE_OF))
+    own.add_argument("--model", help="folder or Hub id that both methods start from")
+    own.add_argument("--rows", help="training rows; {seed} in the path stands for the seed")
+    own.add_argument(
+        "--validation", help="rows that choose the learning rate and the best step; never trained on"
+    )
+    own.add_argument("--suite", choices=list(COLUMNS), help="of virft.evaluate; default: the task's")
+    own.add_argument("--suite_flags", help="its flags, in one string: which annotations, images, categories")
+    own.add_argument("--train_flags", default="", help="flags of both training programs, in one string")
+    own.add_argument("--max_completion_length", type=int, help="longest reply in tokens (1024)")
+    own.add_argument("--batch_size", type=int, default=8, help="questions a batch when a model is asked (8)")
+    return flags
+
+
+def chosen(flags: argparse.Namespace, output: Path | None) -> tuple[Callable[[int], Task], Path]:
+    """Seed -> task, and the folder of everything, from the flags."""
+    if flags.model or flags.rows:
+        make = from_flags(flags)
+        output = output or ROOT / "comparison" / Path(flags.rows).stem.replace("{seed}", "")
+    else:
+        name = flags.preset or "confidence"
+        preset = PRESETS[name]
+        output = output or ROOT / "comparison" / name
+        if flags.shots:
+            preset = replace(preset, shots=tuple(flags.shots))
+        if flags.short:
+            preset = preset.short()
+        make = from_preset(name, preset, lambda seed: output / f"seed-{seed}")
+
+    def adjusted(seed: int) -> Task:
+        task = make(seed)
+        numbers = {
+            field: getattr(flags, flag)
+            for field, flag in (
+                ("steps", "steps"),
+                ("every", "eval_every"),
+                ("rows_per_step", "rows_per_step"),
+            )
+            if getattr(flags, flag)
+        }
+        rates = {"sft.py": flags.sft_rates, "grpo.py": flags.rft_rates}
+        more = {"sft.py": shlex.split(flags.sft_flags), "grpo.py": shlex.split(flags.rft_flags)}
+        methods = tuple(
+            replace(
+                m,
+                rates=tuple(rates[m.program] or m.rates),
+                flags=(*m.flags, *more[m.program]),
+            )
+            for m in task.methods
+        )
+        return replace(task, rules=replace(task.rules, **numbers), methods=methods)
+
+    return adjusted, output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    flags = parser().parse_args(arguments)
+    # A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
+    for polite in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
+            signal.signal(polite, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        task_of, output = chosen(flags, flags.output and flags.output.expanduser().resolve())
+        if output.exists() and not output.is_dir():
+            raise UserError(f"--output {output} is a file: name a folder")
+        machine = Machine.found(flags.processes)
+        say(f"SFT against RFT: {task_of(flags.seeds[0]).about}\nresults in {output}\n\n")
+        say(machine.prepare(offline=not flags.model))
+        runs = []
+        for seed in flags.seeds:
+            say(f"\n=== seed {seed} ===\n")
+            runs.append(run_seed(output / f"seed-{seed}", seed, task_of(seed), machine))
+        task = task_of(flags.seeds[0])
+        results = comparison.results(task.name, task.about, task.rules.suite, task.methods, runs)
+        results["versions"] = {"python": platform.python_version(), **installed_versions()}
+        with replacing(output / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        table = comparison.table(results)
+        with replacing(output / "table.md") as temporary:
+            temporary.write_text(table + "\n")
+        comparison.draw(results, output / "comparison.png")
+        say(f"\n{table}\n\nAlso in {output}: table.md, results.json, comparison.png\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except StageFailed as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        say("\nInterrupted. Run the same command again: it continues from here.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

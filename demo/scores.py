@@ -1,0 +1,116 @@
+"""What an examination says: the numbers of a table, and statistics to resample, for every suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from virft.data import coco
+from virft.evaluate.asking import scores_path
+from virft.metrics import bootstrap, classification, detection
+from virft.predictions import load_meta, load_predictions
+
+REPLIES = "replies.jsonl"
+"""Name of a contestant's replies in its folder."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its title, and where its number stands in a suite's score file."""
+
+    title: str
+    keys: tuple[str, ...]
+
+    def read(self, scores: Mapping[str, Any]) -> float | None:
+        """The number, or None where the score file has none; a table of counts is summed."""
+        value: Any = scores
+        for key in self.keys:
+            if key not in value:
+                return None
+            value = value[key]
+        return sum(n for code, n in value.items() if code != "ok") if isinstance(value, Mapping) else value
+
+
+DETECTION = MappingProxyType(
+    {
+        "map": Column("mAP", ("AP",)),
+        "ap50": Column("AP50", ("AP50",)),
+        "mean_iou": Column("mean IoU", ("mean_iou",)),
+        "map_constant": Column("mAP, one confidence", ("constant_confidence", "AP")),
+        "map_likelihood": Column("mAP, by likelihood", ("likelihood_ranked", "AP")),
+        "unreadable": Column("unreadable", ("unreadable",)),
+    }
+)
+COLUMNS: Mapping[str, Mapping[str, Column]] = MappingProxyType(
+    {
+        "coco": DETECTION,
+        "lvis": DETECTION,
+        "classification": MappingProxyType(
+            {
+                "accuracy": Column("accuracy", ("accuracy",)),
+                "accuracy_paper_rule": Column("paper's rule", ("accuracy_paper_rule",)),
+                "unreadable": Column("unreadable", ("reasons",)),
+            }
+        ),
+        "lisa": MappingProxyType(
+            {
+                "miou": Column("mIoU", ("miou",)),
+                "accuracy": Column("IoU >= .5", ("accuracy",)),
+                "unreadable": Column("unreadable", ("reasons",)),
+            }
+        ),
+    }
+)
+"""Suite -> columns by name. The first one is what the suite is about and what intervals are given for."""
+SUITE_OF = MappingProxyType({"detection": "coco", "classification": "classification", "grounding": "lisa"})
+"""Task -> the suite that examines it unless another is named."""
+
+
+def main_column(suite: str) -> str:
+    """The name of the column that intervals are given for."""
+    return next(iter(COLUMNS[suite]))
+
+
+def numbers(suite: str, place: Path) -> dict[str, float | None]:
+    """The table's numbers of one contestant."""
+    scores = _scores(place)
+    return {name: column.read(scores) for name, column in COLUMNS[suite].items()}
+
+
+def statistic(suite: str, place: Path) -> tuple[bootstrap.Statistic, int]:
+    """The main number as a function of how often each unit is drawn, and the number of units.
+
+    Units are images (coco) or questions. On LVIS it is the mean IoU over questions: its AP leaves out
+    categories that an image was not searched for, which a resampled set would have to know.
+    """
+    replies = load_predictions(place / REPLIES)
+    if suite == "classification":
+        judged = classification.score(replies, (load_meta(place / REPLIES) or {}).get("classes", ()))
+        return bootstrap.mean([float(row.right) for row in judged.rows]), len(judged.rows)
+    scores = _scores(place)
+    if suite == "lisa":
+        return bootstrap.mean([row["iou"] for row in scores["rows"]]), len(scores["rows"])
+    said = scores["protocol"]
+    annotations = coco.load_annotations(said["annotations"])
+    chosen = coco.choose_categories(annotations, said["categories"])
+    truth = detection.make_truth(annotations, chosen, (said["inference"] or {}).get("max_images"))
+    results = detection.from_replies(replies, truth, said["missing_score"])
+    if suite == "lvis":
+        ious = sorted(detection.question_ious(results, truth).items())
+        return bootstrap.mean([value for _, value in ious]), len(ious)
+    return bootstrap.average_precision(results, truth), len(truth.images)
+
+
+def over_seeds(statistics: list[bootstrap.Statistic]) -> bootstrap.Statistic:
+    """The mean over seeds that sit the same examination."""
+    return lambda weights: float(np.mean([statistic(weights) for statistic in statistics]))
+
+
+def _scores(place: Path) -> dict[str, Any]:
+    return json.loads(scores_path(place / REPLIES).read_text(encoding="utf-8"))
