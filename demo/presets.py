@@ -48,7 +48,8 @@ class Preset:
         shots: scenes a class in the row sets; one contest for each.
         validation, heldout: scenes.
         methods: who competes.
-        steps, every, rows_per_step, tokens: see :class:`contest.Rules`.
+        steps, every, rows_per_step, tokens: see :class:`contest.Rules`. Ten rows a step are one of each class;
+            GRPO's sampler leaves out what does not fill a step, and every set is a multiple of ten.
     """
 
     about: str
@@ -63,7 +64,7 @@ class Preset:
     heldout: int = 600
     steps: int = 120
     every: int = 10
-    rows_per_step: int = 16
+    rows_per_step: int = 10
     tokens: int = 48
 
     def splits(self, seed: int) -> dict[str, Scenes]:
@@ -141,6 +142,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 rft("3e-5", "5e-5", flags=("--reward_funcs", "accuracy_iou", "brier_confidence", "format")),
             ),
             steps=200,
+            rows_per_step=16,
         ),
     }
 )
