@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -137,6 +139,86 @@ def test_sampling_depends_on_seed_and_id_alone(model: Path) -> None:
     greedy = Engine(str(model), device="cpu", max_new_tokens=12).generate(samples)
     assert sum(a.reply != b.reply for a, b in zip(first, other, strict=True)) > 10
     assert sum(a.reply != b.reply for a, b in zip(first, greedy, strict=True)) > 10
+
+
+def stock_logprobs(model: Path, engine: Engine, sample: Sample, reply_ids: list[int]) -> list[float]:
+    """Log-probabilities of a reply's tokens from one plain forward over prompt and reply."""
+    processor = AutoProcessor.from_pretrained(model)
+    network = AutoModelForImageTextToText.from_pretrained(model).eval()
+    text = chat_text(processor, sample, None)
+    inputs = processor(images=list(sample.images) or None, text=[text], return_tensors="pt")
+    start = inputs["input_ids"].shape[1]
+    added = torch.tensor([reply_ids])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], added], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        types = inputs["mm_token_type_ids"]
+        inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(added)], 1)
+    with torch.no_grad():
+        logits = network(**inputs).logits[0, start - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, added[0][:, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logprobs_are_the_models_own_and_change_no_reply(model: Path, temperature: float) -> None:
+    samples = mixed()[::3]
+    how = {"device": "cpu", "max_new_tokens": NEW_TOKENS, "temperature": temperature}
+    plain = Engine(str(model), batch_size=4, **how).generate(samples)
+    engine = Engine(str(model), batch_size=4, logprobs=True, **how)
+    generated: dict[str, list[int]] = {}
+    made = engine._prediction
+    engine._prediction = lambda q, truncated: (generated.update({q.sample.id: q.tokens}), made(q, truncated))[
+        1
+    ]
+    predictions = engine.generate(samples)
+    assert [dataclasses.replace(p, logprobs=None, token_ends=None) for p in predictions] == plain
+    for sample, p in zip(samples, predictions, strict=True):
+        assert len(p.logprobs) == len(p.token_ends) == p.tokens
+        assert list(p.token_ends) == sorted(p.token_ends)
+        assert p.token_ends[-1] == len(p.reply)
+        own = stock_logprobs(model, engine, sample, generated[sample.id])
+        assert p.logprobs == pytest.approx(own, abs=2e-4)
+    alone = [engine.generate([s])[0] for s in samples]
+    for one, many in zip(alone, predictions, strict=True):
+        assert one.token_ends == many.token_ends
+        assert one.logprobs == pytest.approx(many.logprobs, abs=2e-5)
+
+
+def test_a_token_ends_where_its_last_whole_character_does(model: Path) -> None:
+    tokenizer = AutoProcessor.from_pretrained(model).tokenizer
+    text = "<answer>[{'Position': [254, 3.5]}] \u20ac and \U0001f600 na\u00efve \ufffd!</answer>"
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    ends = decoding.token_ends(tokenizer, ids, text)
+    assert ends[-1] == ends[-2] == len(text)
+    for place, end in enumerate(ends):
+        so_far = tokenizer.decode(ids[: place + 1], skip_special_tokens=True)
+        assert text.startswith(so_far[:end])
+        assert end == len(os.path.commonprefix([so_far, text]))
+    euro = text.index("\u20ac")
+    assert ends.count(euro) > 1  # the parts of a character add nothing until it is whole
+    # Bytes that are no text at all: what agrees with the whole reply counts, and the last token ends it.
+    rng = random.Random(0)
+    for _ in range(50):
+        odd = [rng.randrange(256) for _ in range(40)]
+        reply = tokenizer.decode(odd, skip_special_tokens=True)
+        ends = decoding.token_ends(tokenizer, odd, reply)
+        assert ends[-1] == len(reply)
+        assert ends == sorted(ends)
+
+
+def test_token_ends_take_linear_time(model: Path) -> None:
+    tokenizer = AutoProcessor.from_pretrained(model).tokenizer
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, tokens: list[int], **how: object) -> str:
+            decoded.append(len(tokens))
+            return tokenizer.decode(tokens, **how)
+
+    text = "[{'Position': [1, 2, 3, 4]}, \u20ac] " * 40
+    ids = tokenizer(text)["input_ids"]
+    assert decoding.token_ends(Counting(), ids, text)[-1] == len(text)
+    assert sum(decoded) < 3 * len(ids)
 
 
 def test_sampling_follows_the_distribution() -> None:

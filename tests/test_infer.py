@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -77,7 +78,14 @@ def test_a_finished_run_is_not_asked_again(
 
 
 @pytest.mark.parametrize(
-    "changed", [{"max_new_tokens": 7}, {"temperature": 0.5}, {"dtype": "bfloat16"}, {"system": "Be brief."}]
+    "changed",
+    [
+        {"max_new_tokens": 7},
+        {"temperature": 0.5},
+        {"dtype": "bfloat16"},
+        {"system": "Be brief."},
+        {"logprobs": True},
+    ],
 )
 def test_other_settings_are_refused(
     changed: dict[str, object], tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
@@ -91,6 +99,37 @@ def test_other_settings_are_refused(
         infer.run(samples[1:], settings(tiny_qwen2_vl, tmp_path))
     again = infer.run(samples, settings(tiny_qwen2_vl, tmp_path, overwrite=True, **changed))
     assert [p.id for p in again] == [s.id for s in samples]
+
+
+def test_a_run_from_before_a_setting_existed_is_a_run_without_it(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    samples = questions(pictures, 1)
+    first = infer.run(samples, settings(tiny_qwen2_vl, tmp_path))
+    path = tmp_path / "predictions.meta.json"
+    meta = json.loads(path.read_text())
+    del meta["fingerprint"]["logprobs"]
+    path.write_text(json.dumps(meta))
+    assert infer.run(samples, settings(tiny_qwen2_vl, tmp_path)) == first
+    with pytest.raises(UserError, match="logprobs: False then, True now"):
+        infer.run(samples, settings(tiny_qwen2_vl, tmp_path, logprobs=True))
+
+
+def test_logprobs_survive_the_files_of_a_run(tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path) -> None:
+    samples = questions(pictures, 1)
+    asked = settings(tiny_qwen2_vl, tmp_path, logprobs=True)
+    predictions = infer.run(samples, asked)
+    assert predictions == load_predictions(asked.output)
+    assert all(len(p.logprobs) == len(p.token_ends) == p.tokens for p in predictions)
+    assert load_meta(asked.output)["logprobs"] is True
+    line = predictions[0].to_json()
+    for odd in ({"logprobs": None}, {"token_ends": [1]}):
+        Path(asked.output).write_text(json.dumps(line | odd) + "\n")
+        with pytest.raises(UserError, match=r"line 1: .*one number for each token"):
+            load_predictions(asked.output)
+    plain = infer.run(samples, settings(tiny_qwen2_vl, tmp_path / "plain"))
+    assert [p.reply for p in plain] == [p.reply for p in predictions]
+    assert not {"logprobs", "token_ends"} & set(plain[0].to_json())
 
 
 def test_another_model_in_the_same_folder_is_refused(
@@ -399,30 +438,47 @@ STAND_IN = textwrap.dedent(
             assert len(images or ()) <= self.limit
             assert how.temperature == 0 and how.repetition_penalty == 1.0 and how.top_p == 1.0
             inputs = self.processor(images=images, text=[prompt["prompt"]], return_tensors="pt")
-            made = self.model.generate(
-                **inputs, do_sample=False, max_new_tokens=how.max_tokens, eos_token_id=how.stop_token_ids
-            )[0, inputs["input_ids"].shape[1]:]
+            out = self.model.generate(
+                **inputs, do_sample=False, max_new_tokens=how.max_tokens, eos_token_id=how.stop_token_ids,
+                return_dict_in_generate=True, output_logits=True,
+            )
+            made = out.sequences[0, inputs["input_ids"].shape[1]:]
             stopped = int(made[-1]) in how.stop_token_ids
             text = self.processor.tokenizer.decode(made, skip_special_tokens=True)
             completion = SimpleNamespace(
-                text=text, token_ids=made.tolist(), finish_reason="stop" if stopped else "length"
+                text=text, token_ids=made.tolist(), finish_reason="stop" if stopped else "length",
+                logprobs=None if how.logprobs is None else self.chosen(made, out.logits),
             )
             return SimpleNamespace(outputs=[completion])
+
+        def chosen(self, made, logits):
+            values = (step[0].float().log_softmax(-1) for step in logits)
+            return [{t: SimpleNamespace(logprob=v[t].item())} for t, v in zip(made.tolist(), values)]
     '''
 )
 
 
+@pytest.mark.parametrize("logprobs", [False, True])
 def test_vllm_stands_behind_the_same_function(
-    tiny_qwen2_5_vl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logprobs: bool, tiny_qwen2_5_vl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = [*questions(pictures, 2), Sample("text", (), "Say it.")]
-    expected = infer.run(samples, settings(tiny_qwen2_5_vl, tmp_path / "a", max_pixels=84 * 84))
+    how = {"max_pixels": 84 * 84, "logprobs": logprobs}
+    expected = infer.run(samples, settings(tiny_qwen2_5_vl, tmp_path / "a", **how))
     (tmp_path / "stand_in/vllm").mkdir(parents=True)
     (tmp_path / "stand_in/vllm/__init__.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path / "stand_in")
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    asked = settings(tiny_qwen2_5_vl, tmp_path / "b", engine="vllm", max_pixels=84 * 84)
-    assert infer.run(samples, asked) == expected
+    asked = settings(tiny_qwen2_5_vl, tmp_path / "b", engine="vllm", **how)
+    answered = infer.run(samples, asked)
+    if logprobs:
+        for p, other in zip(answered, expected, strict=True):
+            assert p.logprobs == pytest.approx(other.logprobs, abs=2e-4)
+            assert len(p.logprobs) == p.tokens
+        expected = [
+            dataclasses.replace(e, logprobs=p.logprobs) for e, p in zip(expected, answered, strict=True)
+        ]
+    assert answered == expected
     assert load_meta(asked.output)["engine"] == "vllm"
     sys.modules.pop("vllm")
 

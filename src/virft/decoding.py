@@ -233,6 +233,40 @@ def choose(logits: torch.Tensor, temperature: float, draws: Sequence[random.Rand
     return chosen.clamp(max=logits.shape[-1] - 1)
 
 
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the probability of each row's token at temperature 1, shape (rows,), on the CPU.
+
+    Args:
+        logits: (rows, vocabulary), raw, in float32.
+        tokens: (rows,), what was chosen.
+    """
+    chosen = tokens.to(logits.device)[:, None]
+    return logits.log_softmax(-1).gather(-1, chosen)[:, 0].cpu()
+
+
+def token_ends(tokenizer: Any, tokens: Sequence[int], reply: str) -> list[int]:
+    """How many characters of a reply stand once each of its tokens does.
+
+    A token may hold a part of a character, which decodes to a replacement mark until the rest is there: only
+    what agrees with the whole reply counts. Takes time linear in the number of tokens.
+
+    Args:
+        tokenizer: a byte-level one, whose texts of two lists of tokens make up the text of both.
+        tokens: all that were generated, special ones included.
+        reply: their text without the special ones.
+    """
+    ends: list[int] = []
+    first = settled = end = 0
+    for place in range(len(tokens)):
+        text = tokenizer.decode(tokens[first : place + 1], skip_special_tokens=True)
+        rest = reply[settled : settled + len(text)]
+        end = max(end, settled + len(os.path.commonprefix([text, rest])))
+        ends.append(end)
+        if text == rest and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            first, settled = place + 1, end
+    return ends
+
+
 def _forward(model: PreTrainedModel, batch: Batch, ids: torch.Tensor, mask: torch.Tensor) -> Batch:
     """Append columns to the batch; ``ids`` and ``mask`` (rows, columns) are padded on the left."""
     offsets = (mask.cumsum(1) - 1).clamp(min=0)

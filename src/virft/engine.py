@@ -73,6 +73,7 @@ class _Question:
     index: int
     draw: random.Random
     tokens: list[int]
+    logprobs: list[float]
 
     @property
     def sample(self) -> Sample:
@@ -177,6 +178,7 @@ class Engine:
         temperature: 0 is greedy; above it sampling from the whole distribution.
         seed: of the sampling; a reply depends on it, the sample's id and nothing else.
         system: system prompt of samples that have none; None takes the checkpoint's, "" none.
+        logprobs: whether predictions hold how probable each token was; changes no reply.
 
     Raises:
         UserError: a setting out of range, or no model at ``model_path``.
@@ -196,6 +198,7 @@ class Engine:
         temperature: float = 0.0,
         seed: int = 0,
         system: str | None = None,
+        logprobs: bool = False,
     ) -> None:
         check_decoding(batch_size, max_new_tokens, temperature)
         self.model_path = str(model_path)
@@ -207,6 +210,7 @@ class Engine:
         self.temperature = temperature
         self.seed = seed
         self.system = resolve_system(self.model_path, system)
+        self.logprobs = logprobs
         self.processor = load_processor(self.model_path, min_pixels, max_pixels)
         size = self.processor.image_processor.size
         self.min_pixels, self.max_pixels = size["shortest_edge"], size["longest_edge"]
@@ -254,10 +258,13 @@ class Engine:
     def _step(self, batch: decoding.Batch) -> tuple[decoding.Batch | None, list[Prediction]]:
         """Choose a token in every row; give back the rows that go on, after it, and what ended."""
         tokens = decoding.choose(batch.logits, self.temperature, [q.draw for q in batch.questions])
+        logprobs = decoding.log_probabilities(batch.logits, tokens).tolist() if self.logprobs else None
         ended, rest = [], []
         for row, token in enumerate(tokens.tolist()):
             question = batch.questions[row]
             question.tokens.append(token)
+            if logprobs is not None:
+                question.logprobs.append(logprobs[row])
             stopped = token in self.stop_tokens
             if stopped or len(question.tokens) >= self.max_new_tokens:
                 ended.append(self._prediction(question, truncated=not stopped))
@@ -318,7 +325,7 @@ class Engine:
                         on_unreadable(sample, error)
                     continue
                 for index, sample in enumerate(group.samples):
-                    yield _Question(group, index, random.Random(f"{self.seed}:{sample.id}"), [])
+                    yield _Question(group, index, random.Random(f"{self.seed}:{sample.id}"), [], [])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -382,16 +389,31 @@ class Engine:
         return tuple(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _prediction(self, question: _Question, truncated: bool) -> Prediction:
+        tokenizer = self.processor.tokenizer
+        reply = tokenizer.decode(question.tokens, skip_special_tokens=True)
+        kept = likelihoods(tokenizer, question.tokens, question.logprobs, reply) if self.logprobs else {}
         return Prediction(
             id=question.sample.id,
-            reply=self.processor.tokenizer.decode(question.tokens, skip_special_tokens=True),
+            reply=reply,
             space=self.space,
             image_size=question.group.image_size,
             model_size=question.group.model_size,
             tokens=len(question.tokens),
             truncated=truncated,
             meta=question.sample.meta,
+            **kept,
         )
+
+
+def likelihoods(
+    tokenizer: Any, tokens: Sequence[int], logprobs: Sequence[float], reply: str
+) -> dict[str, tuple[float, ...] | tuple[int, ...]]:
+    """The fields of a prediction that say how probable each token was and which characters it wrote."""
+    return {
+        # Nine digits hold a float32 exactly, in half the characters of its double.
+        "logprobs": tuple(float(f"{value:.9g}") for value in logprobs),
+        "token_ends": tuple(decoding.token_ends(tokenizer, tokens, reply)),
+    }
 
 
 def check_decoding(batch_size: int, max_new_tokens: int, temperature: float) -> None:

@@ -65,8 +65,12 @@ PASSED_ON = (
     "max_new_tokens",
     "temperature",
     "seed",
+    "logprobs",
 )
 """Settings that every engine takes under the same name."""
+
+ADDED_LATER: Mapping[str, Any] = {"logprobs": False}
+"""Settings that the runs of earlier versions do not state -> what they amounted to."""
 
 ReadReply = Callable[[str], str]
 """From a reply to its reason code, "ok" where the task's reader could read it."""
@@ -205,6 +209,7 @@ def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool
 
 
 def _compare(output: Path, stamp: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    earlier = {**ADDED_LATER, **earlier}
     differing = [k for k in stamp if k not in earlier or earlier[k] != stamp[k]]
     if differing:
         was = "; ".join(f"{k}: {earlier.get(k)!r} then, {stamp[k]!r} now" for k in differing)
@@ -469,6 +474,7 @@ def _statement(settings: InferenceSettings, predictions: Sequence[Prediction]) -
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed if settings.temperature else None,
         },
+        "logprobs": settings.logprobs,
         "versions": {"python": sys.version.split()[0], **installed_versions()},
     }
 

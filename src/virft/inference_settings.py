@@ -45,6 +45,14 @@ class InferenceSettings:
     max_new_tokens: int = field(default=1024, metadata={"help": "Limit of a reply."})
     temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
     seed: int = field(default=0, metadata={"help": "Of the sampling, where the temperature is above 0."})
+    logprobs: bool = field(
+        default=False,
+        metadata={
+            "help": "Also record how probable each token was to the model. Replies stay the same; detection "
+            "scores then show, beside AP by the confidence that the model wrote, AP with the boxes ranked by "
+            "the likelihood of their coordinates. Files grow several times."
+        },
+    )
     skip_bad_images: bool = field(
         default=False,
         metadata={"help": "Leave out and count images that cannot be read, instead of stopping."},

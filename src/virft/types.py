@@ -60,6 +60,10 @@ class Prediction:
         tokens: how many tokens were generated.
         truncated: whether generation ended at the token limit rather than at an end-of-turn token.
         meta: the sample's.
+        logprobs: where they were asked for, the natural logarithm of the probability that the model gave each
+            generated token after those before it, at temperature 1 whatever it was sampled at.
+        token_ends: with them, how many characters of the reply are written once each token is there; a token
+            may add none (special ones, or a part of a character).
     """
 
     id: str
@@ -70,15 +74,26 @@ class Prediction:
     tokens: int = 0
     truncated: bool = False
     meta: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: tuple[float, ...] | None = None
+    token_ends: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The dictionary that stands on a line of ``predictions.jsonl``."""
-        return asdict(self)
+        """The dictionary that stands on a line of ``predictions.jsonl``; logprobs where there are any."""
+        optional = ("logprobs", "token_ends")
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Prediction:
-        """The inverse of :meth:`to_json`. Raises KeyError when ``id``, ``reply`` or ``space`` is missing."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            KeyError: ``id``, ``reply`` or ``space`` is missing.
+            ValueError: ``logprobs`` and ``token_ends`` do not belong together.
+        """
         sizes = {k: tuple(line[k]) if line.get(k) else None for k in ("image_size", "model_size")}
+        logprobs, ends = line.get("logprobs"), line.get("token_ends")
+        if (logprobs is None) != (ends is None) or len(logprobs or ()) != len(ends or ()):
+            raise ValueError("logprobs and token_ends must hold one number for each token")
         return cls(
             id=line["id"],
             reply=line["reply"],
@@ -86,5 +101,7 @@ class Prediction:
             tokens=line.get("tokens", 0),
             truncated=line.get("truncated", False),
             meta=line.get("meta", {}),
+            logprobs=None if logprobs is None else tuple(logprobs),
+            token_ends=None if ends is None else tuple(ends),
             **sizes,
         )

@@ -23,6 +23,7 @@ from virft.engine import (
     chat_text,
     check_decoding,
     end_tokens,
+    likelihoods,
     load_processor,
     resolve_system,
 )
@@ -53,6 +54,7 @@ class VLLMEngine:
         temperature: float = 0.0,
         seed: int = 0,
         system: str | None = None,
+        logprobs: bool = False,
     ) -> None:
         check_decoding(batch_size, max_new_tokens, temperature)
         if importlib.util.find_spec("vllm") is None:
@@ -70,6 +72,7 @@ class VLLMEngine:
         self.temperature = temperature
         self.seed = seed
         self.system = resolve_system(self.model_path, system)
+        self.logprobs = logprobs
         self.processor = load_processor(self.model_path, min_pixels, max_pixels)
         size = self.processor.image_processor.size
         self.min_pixels, self.max_pixels = size["shortest_edge"], size["longest_edge"]
@@ -122,6 +125,8 @@ class VLLMEngine:
             enable_prefix_caching=True,
             # The checkpoint's generation config must not change the decoding that was asked for.
             generation_config="vllm",
+            # Of the model's own distribution, before temperature.
+            logprobs_mode="raw_logprobs",
         )
 
     def _answer(self, portion: list[tuple[Sample, list[Image.Image]]]) -> Iterator[Prediction]:
@@ -142,12 +147,15 @@ class VLLMEngine:
                     max_tokens=self.max_new_tokens,
                     stop_token_ids=sorted(self.stop_tokens),
                     seed=own_seed if self.temperature else None,
+                    # 0 others: the chosen token's alone.
+                    logprobs=0 if self.logprobs else None,
                 )
             )
         outputs = self._llm.generate(prompts, decoding, use_tqdm=False)
         for (sample, images), output in zip(portion, outputs, strict=True):
             completion = output.outputs[0]
             size = images[0].size if images else None
+            kept = self._likelihoods(completion) if self.logprobs else {}
             yield Prediction(
                 id=sample.id,
                 reply=completion.text,
@@ -157,7 +165,13 @@ class VLLMEngine:
                 tokens=len(completion.token_ids),
                 truncated=completion.finish_reason == "length",
                 meta=sample.meta,
+                **kept,
             )
+
+    def _likelihoods(self, completion: Any) -> dict[str, Any]:
+        tokens = list(completion.token_ids)
+        chosen = [known[token].logprob for known, token in zip(completion.logprobs, tokens, strict=True)]
+        return likelihoods(self.processor.tokenizer, tokens, chosen, completion.text)
 
     def _stop_tokens(self) -> frozenset[int]:
         try:
