@@ -48,8 +48,8 @@ class Preset:
         shots: scenes a class in the row sets; one contest for each.
         validation, heldout: scenes.
         methods: who competes.
-        steps, every, rows_per_step, tokens: see :class:`contest.Rules`. Ten rows a step are one of each class;
-            GRPO's sampler leaves out what does not fill a step, and every set is a multiple of ten.
+        steps, every, rows_per_step, tokens: see :class:`contest.Rules`. Ten rows a step: one a class,
+            and every set is a multiple: GRPO's sampler leaves out what does not fill a step.
     """
 
     about: str
