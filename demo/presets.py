@@ -12,8 +12,6 @@ from miniature import EXAMINATION_SEED, WarmUp
 
 from virft.data.digits import NAMES, Scenes
 
-CLASSES = len(NAMES)
-
 
 def sft(*rates: str, remember: bool = True, labels: str = "given") -> Method:
     """Supervised fine-tuning with rates that the validation rows choose from.
@@ -45,6 +43,7 @@ class Preset:
             :class:`virft.data.digits.Scenes`.
         warmup: how.
         scenes: what training, validation and held-out scenes are like.
+        heldout_scenes: what is different in the held-out ones.
         shots: scenes a class in the row sets; one contest for each.
         validation, heldout: scenes.
         methods: who competes.
@@ -59,6 +58,7 @@ class Preset:
     shots: tuple[int, ...]
     warmup_scenes: Mapping[str, Any] = field(default_factory=dict)
     scenes: Mapping[str, Any] = field(default_factory=dict)
+    heldout_scenes: Mapping[str, Any] = field(default_factory=dict)
     warmup_count: int = 4000
     validation: int = 200
     heldout: int = 600
@@ -71,6 +71,7 @@ class Preset:
         """Name of a split -> its scenes, for one seed. The set of k shots is called ``k-shot``."""
         warm, own = dict(self.warmup_scenes), {"task": self.task, **self.scenes}
         seen = {name: value for name, value in warm.items() if name != "confidence"}
+        classes = len(own.get("classes", NAMES))
         return {
             "warmup": Scenes(self.warmup_count, "warmup", seed, task=self.task, **warm),
             "warmup_validation": Scenes(
@@ -78,8 +79,8 @@ class Preset:
             ),
             # Other scenes than the warm-up was stopped by, even where both are of one kind.
             "validation": Scenes(self.validation, "validation", EXAMINATION_SEED + 1, **own),
-            "heldout": Scenes(self.heldout, "heldout", EXAMINATION_SEED, **own),
-            **{f"{k}-shot": Scenes(k * CLASSES, "train", seed, **own) for k in self.shots},
+            "heldout": Scenes(self.heldout, "heldout", EXAMINATION_SEED, **{**own, **self.heldout_scenes}),
+            **{f"{k}-shot": Scenes(k * classes, "train", seed, **own) for k in self.shots},
         }
 
     def short(self) -> Preset:
@@ -107,6 +108,7 @@ EASY_TO_NAME = {
 }
 """Scenes in which a tiny model learns to tell digits apart within minutes."""
 
+CLASSIFIER = WarmUp(first=100, most=500, usual=200, metric="accuracy", enough=0.5)
 FEW_SHOTS = (1, 2, 4, 8, 16)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -122,10 +124,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "classification": Preset(
             about="naming a digit, 1 to 16 labelled scenes a class",
             task="classification",
-            warmup=WarmUp(first=100, most=500, usual=200, metric="accuracy", enough=0.5),
+            warmup=CLASSIFIER,
             warmup_scenes=EASY_TO_NAME,
             scenes=EASY_TO_NAME,
             shots=FEW_SHOTS,
+            methods=(sft("1e-5", "3e-5", "1e-4"), rft("1e-5", "3e-5", "1e-4")),
+            tokens=32,
+        ),
+        "transfer": Preset(
+            about="naming digits: the rows show the classes zero to four, the examination five to nine",
+            task="classification",
+            warmup=CLASSIFIER,
+            warmup_scenes=EASY_TO_NAME,
+            scenes={**EASY_TO_NAME, "classes": (0, 1, 2, 3, 4)},
+            heldout_scenes={"classes": (5, 6, 7, 8, 9)},
+            shots=(16,),
             methods=(sft("1e-5", "3e-5", "1e-4"), rft("1e-5", "3e-5", "1e-4")),
             tokens=32,
         ),
