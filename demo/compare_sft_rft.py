@@ -23,133 +23,29 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import comparison
-import miniature
 import self_labelled
-from contest import BASE, Contest, Method, RowSet, Rules, examine
-from machine import ROOT, TINY, Machine
-from presets import PRESETS, Preset, rft, sft
+from contest import BASE, Contest, RowSet, examine
+from machine import ROOT, Machine
+from presets import PRESETS
 from scores import COLUMNS, SUITE_OF
 from stages import Journal, Stage, StageFailed, say
+from tasks import Task, adjusted, from_flags, from_preset
 
 from virft.checkpoint import installed_versions
-from virft.data.digits import CLASSIFICATION_SUBJECT
 from virft.errors import UserError
 from virft.files import replacing
 
 COSTS = {"sft.py": 40.0, "grpo.py": 120.0, "examination": 12.0}
 """Seconds on four cores with the presets; for a model of one's own only the shares matter."""
-
-
-NUMBERS = {
-    "steps": "steps",
-    "every": "eval_every",
-    "rows_per_step": "rows_per_step",
-    "rows_at_once": "rows_at_once",
-}
-"""Number of the rules -> the flag that replaces it."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is compared, whoever brought it: the model and the rows of one seed, and the rules for all."""
-
-    name: str
-    about: str
-    rules: Rules
-    methods: tuple[Method, ...]
-    stages: tuple[Stage, ...]
-    prepare: Callable[[Journal, Machine, int], tuple[str, list[RowSet]]]
-    sets: tuple[str, ...]
-
-
-def from_preset(name: str, preset: Preset, folder: Callable[[int], Path]) -> Callable[[int], Task]:
-    """Seed -> the contest of a miniature."""
-
-    def task(seed: int) -> Task:
-        digits = folder(seed) / "digits"
-        heldout = digits / "heldout"
-        coco = ("--annotations", f"{heldout}.json", "--image_folder", str(digits))
-        named = ("--contains", CLASSIFICATION_SUBJECT[0], "--to_name", CLASSIFICATION_SUBJECT[1])
-        examination = {
-            "detection": (*coco, "--candidates", "ground_truth", "--logprobs", "true"),
-            "classification": ("--dataset", str(heldout), *named),
-        }
-        rules = Rules(
-            task=preset.task,
-            steps=preset.steps,
-            every=preset.every,
-            rows_per_step=preset.rows_per_step,
-            rows_at_once=0,
-            tokens=preset.tokens,
-            answering=64,
-            train_flags=(*map(str, miniature.ADAM), *TINY),
-            suite=SUITE_OF[preset.task],
-            suite_flags=(*examination[preset.task], "--dtype", "float32"),
-        )
-        sets = {f"{shots}-shot": shots for shots in preset.shots}
-
-        def prepare(journal: Journal, machine: Machine, seed: int) -> tuple[str, list[RowSet]]:
-            model = miniature.make(
-                journal, machine, preset.splits(seed), preset.warmup, preset.tokens, seed, "warmup_validation"
-            )
-            validation = str(digits / "validation.jsonl")
-            return str(model), [RowSet(n, str(digits / f"{n}.jsonl"), validation) for n in sets]
-
-        return Task(name, preset.about, rules, preset.methods, miniature.PLAN, prepare, tuple(sets))
-
-    return task
-
-
-def from_flags(flags: argparse.Namespace) -> Callable[[int], Task]:
-    """Seed -> the contest of the user's own model and rows. Raises UserError naming a missing flag."""
-    needed = ("task", "model", "rows", "validation", "suite_flags")
-    missing = [f"--{name}" for name in needed if not getattr(flags, name)]
-    if missing:
-        raise UserError(
-            f"{', '.join(missing)} missing: a model of your own needs "
-            f"{', '.join('--' + n for n in needed)}; or choose a --preset ({', '.join(PRESETS)})"
-        )
-    if flags.preset:
-        raise UserError(f"--preset {flags.preset} makes its own model and rows; leave out --model and --rows")
-
-    def task(seed: int) -> Task:
-        rows = RowSet("", flags.rows.format(seed=seed), flags.validation.format(seed=seed))
-        for path in (rows.rows, rows.validation):
-            if path.endswith((".json", ".jsonl", ".parquet")) and not Path(path).is_file():
-                raise UserError(f"{path}: no such file")
-        suite = flags.suite or SUITE_OF[flags.task]
-        rules = Rules(
-            task=flags.task,
-            steps=flags.steps or 200,
-            every=flags.eval_every or 20,
-            rows_per_step=flags.rows_per_step or 16,
-            rows_at_once=flags.rows_at_once or 0,
-            tokens=flags.max_completion_length or 1024,
-            answering=flags.batch_size,
-            train_flags=tuple(shlex.split(flags.train_flags)),
-            suite=suite,
-            suite_flags=tuple(shlex.split(flags.suite_flags)),
-        )
-        return Task(
-            Path(flags.rows).stem,
-            f"{flags.model} on {flags.rows}",
-            rules,
-            (sft("3e-6", "1e-5", "3e-5", remember=False), rft("1e-6", "3e-6")),
-            (),
-            lambda journal, machine, seed: (flags.model, [rows]),
-            ("",),
-        )
-
-    return task
+DEFAULT = "confidence"
 
 
 def run_seed(folder: Path, seed: int, task: Task, machine: Machine) -> dict[str, Any]:
@@ -165,7 +61,7 @@ def run_seed(folder: Path, seed: int, task: Task, machine: Machine) -> dict[str,
             plan.append(self_labelled.stage(name, COSTS["examination"]))
         plan += Contest.plan(task.methods, RowSet(name, "", ""), COSTS)
     with Journal(folder, plan, ROOT).opened() as journal:
-        model, row_sets = task.prepare(journal, machine, seed)
+        model, row_sets = task.prepare(journal, machine)
         made = [stage.name for stage in task.stages]
         place, done = journal.stage(BASE, {"model": model, "rules": rules.of_examination()}, made)
         if done is None:
@@ -193,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
     """The program's flags."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     abouts = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
-    flags.add_argument("--preset", choices=list(PRESETS), help=f"a contest on digit scans ({abouts})")
+    flags.add_argument(
+        "--preset", choices=list(PRESETS), help=f"a contest on digit scans ({abouts}); default: {DEFAULT}"
+    )
     flags.add_argument("--shots", type=int, nargs="+", help="rows a class; a preset's row sets")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     flags.add_argument("--output", type=Path, help="folder (comparison/NAME)")
@@ -222,45 +120,24 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def chosen(flags: argparse.Namespace, output: Path | None) -> tuple[Callable[[int], Task], Path]:
-    """Seed -> task, and the folder of everything, from the flags."""
+def chosen(flags: argparse.Namespace) -> tuple[Callable[[int], Task], Path]:
+    """Seed -> its task, and the folder of everything. Raises UserError naming a flag."""
+    output = flags.output and flags.output.expanduser().resolve()
     if flags.model or flags.rows:
-        make = from_flags(flags)
-        output = output or ROOT / "comparison" / Path(flags.rows).stem.replace("{seed}", "")
-    else:
-        name = flags.preset or "confidence"
-        preset = PRESETS[name]
-        output = output or ROOT / "comparison" / name
-        if flags.shots:
-            preset = replace(preset, shots=tuple(flags.shots))
-        if flags.short:
-            preset = preset.short()
-        make = from_preset(name, preset, lambda seed: output / f"seed-{seed}")
+        folder = output or ROOT / "comparison" / Path(flags.rows or "own").stem.replace("{seed}", "")
+        return lambda seed: adjusted(from_flags(flags, seed), flags), folder
+    name = flags.preset or DEFAULT
+    folder = output or ROOT / "comparison" / name
+    preset = PRESETS[name]
+    if flags.shots:
+        preset = replace(preset, shots=tuple(flags.shots))
+    if flags.short:
+        preset = preset.short()
+    return lambda seed: adjusted(from_preset(name, preset, _of(folder, seed), seed), flags), folder
 
-    def adjusted(seed: int) -> Task:
-        task = make(seed)
-        numbers = {
-            field: getattr(flags, flag)
-            for field, flag in (
-                ("steps", "steps"),
-                ("every", "eval_every"),
-                ("rows_per_step", "rows_per_step"),
-            )
-            if getattr(flags, flag)
-        }
-        rates = {"sft.py": flags.sft_rates, "grpo.py": flags.rft_rates}
-        more = {"sft.py": shlex.split(flags.sft_flags), "grpo.py": shlex.split(flags.rft_flags)}
-        methods = tuple(
-            replace(
-                m,
-                rates=tuple(rates[m.program] or m.rates),
-                flags=(*m.flags, *more[m.program]),
-            )
-            for m in task.methods
-        )
-        return replace(task, rules=replace(task.rules, **numbers), methods=methods)
 
-    return adjusted, output
+def _of(folder: Path, seed: int) -> Path:
+    return folder / f"seed-{seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -272,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(polite, signal.default_int_handler)
     sys.stdout.reconfigure(errors="replace")
     try:
-        task_of, output = chosen(flags, flags.output and flags.output.expanduser().resolve())
+        task_of, output = chosen(flags)
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file: name a folder")
         machine = Machine.found(flags.processes)
@@ -281,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = []
         for seed in flags.seeds:
             say(f"\n=== seed {seed} ===\n")
-            runs.append(run_seed(output / f"seed-{seed}", seed, task_of(seed), machine))
+            runs.append(run_seed(_of(output, seed), seed, task_of(seed), machine))
         task = task_of(flags.seeds[0])
         results = comparison.results(task.name, task.about, task.rules.suite, task.methods, runs)
         results["versions"] = {"python": platform.python_version(), **installed_versions()}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from suite_cases import lisa_split
+from suite_cases import image, lisa_split
 
 from virft.data.digits import Scenes, write
 from virft.errors import UserError
@@ -191,6 +191,22 @@ def run(root: Path, *flags: object) -> subprocess.CompletedProcess:
             "no.jsonl: no such file",
         ),
         (["--short", "--eval_every", "3"], "--eval_every 3"),
+        (
+            [
+                "--short",
+                "--model",
+                "m",
+                "--rows",
+                "r",
+                "--validation",
+                "v",
+                "--task",
+                "detection",
+                "--suite_flags",
+                "x",
+            ],
+            "--short is for the digit scans",
+        ),
     ],
 )
 def test_bad_flags_are_one_sentence(root: Path, tmp_path: Path, flags: list[str], says: str) -> None:
@@ -240,13 +256,18 @@ def test_short_mode_killed_and_continued(demo: SimpleNamespace, root: Path, tmp_
 def test_a_model_and_rows_of_ones_own(root: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> None:
     """Grounding: LISA's format examines, the rows are made from it by the builder."""
     split = lisa_split(tmp_path / "val")
-    rows = tmp_path / "rows-0.jsonl"
-    build = [sys.executable, str(root / "dataset" / "build_grounding.py"), "--split", str(split)]
-    subprocess.run([*build, "--output", str(rows)], check=True, capture_output=True)
+    build = [sys.executable, str(root / "dataset" / "build_grounding.py")]
+    for name, colours in (("rows-0", ("red", "green", "blue")), ("validation", ("cyan", "pink", "gold"))):
+        images = lisa_split(tmp_path / name)
+        for picture, colour in zip(sorted(images.glob("*.jpg")), colours, strict=True):
+            image(picture, colour)
+        flags = ["--split", str(images), "--output", str(tmp_path / f"{name}.jsonl")]
+        subprocess.run([*build, *flags], check=True, capture_output=True)
     done = run(
         root,
         *("--task", "grounding", "--model", tiny_qwen2_vl, "--rows", tmp_path / "rows-{seed}.jsonl"),
-        *("--validation", rows, "--suite_flags", f"--annotations {split}", "--seeds", 0, "--processes", 1),
+        *("--validation", tmp_path / "validation.jsonl", "--suite_flags", f"--annotations {split}"),
+        *("--seeds", 0, "--processes", 1),
         *("--steps", 2, "--eval_every", 1, "--rows_per_step", 2, "--max_completion_length", 8),
         *("--sft_rates", "1e-4", "--rft_rates", "1e-4", "--rft_flags", "--num_generations 2"),
         *("--train_flags", "--bf16 false", "--output", tmp_path / "out"),
