@@ -59,6 +59,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 
 def test_sft_of_mixed_rows_under_zero3(tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path) -> None:
+    """And the best checkpoint is what ends up in the output folder: here the first, nothing being read."""
     arguments = [
         "--model_name_or_path",
         tiny_qwen2_vl,
@@ -68,10 +69,17 @@ def test_sft_of_mixed_rows_under_zero3(tiny_qwen2_vl: Path, mixed_rows: Path, tm
         tmp_path,
     ]
     arguments += ["--max_steps", 4, "--per_device_train_batch_size", 1, "--learning_rate", 1e-3]
-    arguments += ["--max_pixels", 12544, "--save_strategy", "no", "--logging_steps", 1]
+    arguments += ["--max_pixels", 12544, "--save_steps", 2, "--logging_steps", 1]
+    arguments += ["--eval_strategy", "steps", "--eval_steps", 2, "--eval_dataset_name", mixed_rows]
+    arguments += ["--load_best_model_at_end", "true", "--max_completion_length", 4]
     done = torchrun([str(argument) for argument in arguments], 3, name="sft.py")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "virft.json").is_file()
+    final, best, last = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("", "checkpoint-2", "checkpoint-4")
+    )
+    assert all(torch.equal(final[name], best[name]) for name in final)
+    assert not torch.equal(final["lm_head.weight"], last["lm_head.weight"])
+    assert json.loads((tmp_path / "virft.json").read_text())["step"] == 2
 
 
 def test_an_exception_on_one_rank_ends_the_run_within_a_minute(

@@ -41,7 +41,7 @@ class Manifest:
         program: "grpo", "sft" or "merge".
         model_type: the configuration's, e.g. "qwen2_vl".
         base_model: what training started from.
-        step: optimizer steps done, None for the model at the end of a run.
+        step: optimizer steps that made these weights; None for the last ones of a run.
         seed: of the run.
         data: {"name", "split", "rows", "hash"} of the training rows.
         versions: package -> version.

@@ -3,6 +3,7 @@ behind."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,24 @@ class CarriesManifest:
         own.load_state_dict(saved.state_dict(), strict=True)
         return None
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # Where evaluations come oftener than checkpoints, the best model would not be on disk.
+        best = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return best
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        folder = self.state.best_model_checkpoint
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(folder)
+        self.manifest = replace(self.manifest, step=self.state.best_global_step)
+        if self.accelerator.is_main_process:
+            sys.stdout.write(
+                f"best model: {folder}, {self.args.metric_for_best_model} {self.state.best_metric:g}\n"
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

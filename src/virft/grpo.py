@@ -19,8 +19,9 @@ from typing import Any
 from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, named, prepared_rows, target_text
 from virft.errors import UserError, run_program
+from virft.held_out import choose_best
 from virft.images import open_rgb
-from virft.metrics.rows import RowMetric
+from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 from virft.rewards.arguments import RewardArguments
 from virft.settings import (
@@ -64,7 +65,7 @@ def train(
     metric = None
     if held_out is not None:
         metric = RowMetric(reward_args.task, args.coordinates, args.min_pixels, args.max_pixels)
-        args.metric_for_best_model = args.metric_for_best_model or metric.best
+        choose_best(args, metric.names, LOWER_IS_BETTER)
     args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
         args.model_init_kwargs or {}
     )

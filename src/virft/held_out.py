@@ -11,9 +11,39 @@ from transformers import GenerationConfig, TrainerCallback
 from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 
+from virft.errors import UserError
 from virft.images import open_rgb
 
 Metric = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], Mapping[str, float]]
+
+
+def choose_best(args: Any, names: Sequence[str], lower_is_better: Sequence[str] = ()) -> None:
+    """Settle which number of held-out rows tells the best checkpoint, and which way.
+
+    Args:
+        args: a training configuration; its ``metric_for_best_model`` may be open, or have the prefix
+            ``eval_``.
+        names: the numbers that evaluation gives; the first is the default.
+        lower_is_better: those of which less is better.
+
+    Raises:
+        UserError: evaluation has no such number.
+    """
+    name = check_metric("--metric_for_best_model", args.metric_for_best_model or names[0], names)
+    args.metric_for_best_model = name
+    if name in lower_is_better:
+        args.greater_is_better = False
+    elif args.greater_is_better is None:
+        args.greater_is_better = True
+
+
+def check_metric(flag: str, name: str, names: Sequence[str]) -> str:
+    """A metric's name without its prefix, if evaluation gives it; else a :class:`UserError` about the
+    flag."""
+    name = name.removeprefix("eval_")
+    if name not in names:
+        raise UserError(f"{flag} {name}: evaluation gives no such number; there are {', '.join(names)}")
+    return name
 
 
 class GreedyEvaluation:

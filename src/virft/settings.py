@@ -124,6 +124,32 @@ class VisionSettings:
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Do not train the vision tower."})
 
+    def __post_init__(self) -> None:
+        """Resolve what all training configurations resolve alike, then what TRL's does.
+
+        Raises:
+            UserError: settings that exclude each other, or that TRL or transformers refuse.
+        """
+        if self.skip_long_prompts and self.max_prompt_length is None:
+            raise UserError("--skip_long_prompts needs --max_prompt_length")
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise UserError("--save_strategy best needs held-out rows: add --eval_strategy steps")
+        if self.bf16 is None:
+            self.bf16 = default_bf16(self.fp16, self.use_cpu)
+        rename_checkpointing_flag(self)
+        # Else transformers puts "loss" in the place of a metric that was left open, and an evaluation that
+        # answers rows has none.
+        chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or ""
+        better = self.greater_is_better
+        try:
+            super().__post_init__()
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        if not chosen:
+            self.metric_for_best_model, self.greater_is_better = None, better
+
 
 def check_model(model: ModelArguments) -> Any:
     """The configuration of ``--model_name_or_path``, checked before any weight is loaded.

@@ -21,8 +21,8 @@ from typing import Any
 from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, prepared_rows, target_text
 from virft.errors import UserError, run_program
-from virft.held_out import StopAt
-from virft.metrics.rows import RowMetric
+from virft.held_out import StopAt, check_metric, choose_best
+from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.settings import (
     ModelArguments,
     RowArguments,
@@ -87,7 +87,9 @@ def train(
     metric = None
     if held_out is not None:
         metric = RowMetric((target.task,), args.coordinates, args.min_pixels, args.max_pixels)
-        args.metric_for_best_model = args.metric_for_best_model or metric.best
+        choose_best(args, metric.names, LOWER_IS_BETTER)
+        if target.stop_metric:
+            check_metric("--stop_metric", target.stop_metric, metric.names)
     args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
         args.model_init_kwargs or {}
     )

@@ -17,7 +17,7 @@ from virft.checkpointing import CarriesManifest
 from virft.errors import UserError
 from virft.held_out import GreedyEvaluation, Metric
 from virft.images import open_rgb
-from virft.settings import VisionSettings, default_bf16, rename_checkpointing_flag
+from virft.settings import VisionSettings
 from virft.survival import LogBeforeSave
 from virft.symmetric import VisionAlways, has_text_only
 
@@ -60,9 +60,6 @@ class VisualSFTConfig(VisionSettings, SFTConfig):
             raise UserError(
                 "--max_length would cut images out of prompts; use --max_prompt_length to refuse rows"
             )
-        if self.bf16 is None:
-            self.bf16 = default_bf16(self.fp16, self.use_cpu)
-        rename_checkpointing_flag(self)
         super().__post_init__()
 
 

@@ -60,10 +60,10 @@ class _TellEpoch(TrainerCallback):
 
 class LogBeforeSave(TrainerCallback):
     """Log whenever a checkpoint is written, so that no sum towards the next line of the log is lost with
-    it."""
+    it; an evaluation may want one."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_log = control.should_log or control.should_save
+        control.should_log = control.should_log or control.should_save or control.should_evaluate
 
     on_epoch_end = on_step_end
 

@@ -24,7 +24,7 @@ from virft.images import open_rgb
 from virft.memory import out_of_memory_advice, trainable_table
 from virft.probe import SpaceProbe
 from virft.rollouts import RolloutLog
-from virft.settings import VisionSettings, default_bf16, load_processor, rename_checkpointing_flag
+from virft.settings import VisionSettings, load_processor
 from virft.shared_prefix_config import SharedPrefixConfig
 from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
 from virft.survival import EpochSampler, LogBeforeSave
@@ -113,19 +113,9 @@ class VisualRFTConfig(VisionSettings, SharedPrefixConfig):
             self._count_completions()
         elif self.steps_per_generation is not None:
             self.generation_batch_size = None  # TRL derives it, and refuses to be told both
-        if self.bf16 is None:
-            self.bf16 = default_bf16(self.fp16, self.use_cpu)
-        rename_checkpointing_flag(self)
         if self.inject_solution and self.use_vllm:
             raise UserError("--inject_solution and --use_vllm exclude each other; drop one")
-        if self.skip_long_prompts and self.max_prompt_length is None:
-            raise UserError("--skip_long_prompts needs --max_prompt_length")
-        try:
-            super().__post_init__()
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(" ".join(str(error).split())) from error
+        super().__post_init__()
 
     def _check_group(self) -> None:
         group = self.num_generations or 0

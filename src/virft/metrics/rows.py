@@ -12,8 +12,15 @@ from virft.parsing import normalize_class, parse_class, parse_detections, parse_
 from virft.types import Prediction
 
 Rows = Sequence[Mapping[str, Any]]
-MAIN_METRIC: Mapping[str, str] = {"detection": "map", "classification": "accuracy", "grounding": "miou"}
-"""Task -> the number that says which checkpoint is best."""
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "detection": ("map", "ap50", "mean_iou", "unreadable"),
+    "classification": ("accuracy", "unreadable"),
+    "grounding": ("miou", "unreadable"),
+}
+"""Task -> its numbers; the first says which checkpoint is best unless another is asked for."""
+
+MAIN_METRIC: Mapping[str, str] = {task: names[0] for task, names in METRICS.items()}
+LOWER_IS_BETTER = ("unreadable",)
 
 NOMINAL = (1000, 1000)
 """The size, original and resized, of what boxes refer to in a row that has not exactly one image."""
@@ -40,7 +47,12 @@ class RowMetric:
     @property
     def best(self) -> str:
         """The name, without prefix, of the number that says which checkpoint is best."""
-        return MAIN_METRIC[self.tasks[0]]
+        return self.names[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All numbers, by name without prefix."""
+        return tuple(dict.fromkeys(name for task in self.tasks for name in METRICS[task]))
 
     def __call__(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
         """Name -> number in [0, 1]: map, ap50, mean_iou; accuracy; miou; and the share of unreadable replies.
