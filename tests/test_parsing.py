@@ -452,6 +452,39 @@ def test_reading_what_was_read_changes_nothing(text: str) -> None:
         assert parse_detections(answer(written(exact, '"'))).value == exact
 
 
+@pytest.mark.parametrize(
+    ("reply", "numbers"),
+    [
+        (answer(f"[{A}, {B}]"), ["1, 2, 3, 4", "5, 6, 7, 8"]),
+        (answer(f"[{A}, {A}]"), ["1, 2, 3, 4", "1, 2, 3, 4"]),  # the second one where it stands itself
+        (f"<answer>[{A}, {B}, {{'Pos", ["1, 2, 3, 4", "5, 6, 7, 8"]),
+        (f" \n```json\n[{A}]\n```", ["1, 2, 3, 4"]),
+        (f"<think> [9, 9, 9, 9] </think> <|im_start|> [{A}]<|im_end|>", ["1, 2, 3, 4"]),
+        (answer("{“bbox”: [[1, 2], [3, 4]]}"), ["[1, 2], [3, 4]"]),
+        (answer("{'bbox': ('1', '2', 3, 4.0)}"), ["'1', '2', 3, 4.0"]),
+        (answer("{'bbox': [9, 9, 9, 9], 'Confidence': 1, 'bbox_2d': [1, 2, 3, 4]}"), ["1, 2, 3, 4"]),
+        (answer("{'bbox': [9, 9, 9, 9], 'bbox': [ 1,2,3,4 ]}"), [" 1,2,3,4 "]),
+    ],
+)
+def test_a_box_says_where_its_numbers_stand(reply: str, numbers: list[str]) -> None:
+    assert [reply[slice(*d.span)] for d in parse_detections(reply).value] == numbers
+
+
+@settings(max_examples=300, deadline=None)
+@given(HOSTILE)
+def test_numbers_stand_where_a_box_says(text: str) -> None:
+    for reply in (text, answer(f"[{A}, {text}, {B}]"), f"[{A}, {text}, {B}]"):
+        for detection in parse_detections(reply).value or ():
+            again = parse_detections(f"{{'bbox': [{reply[slice(*detection.span)]}]}}")
+            assert [d.box for d in again.value] == [detection.box]
+
+
+def test_where_a_box_stands_does_not_make_it_another() -> None:
+    first, second = parse_detections(answer(f"[{A}, {A}]")).value
+    assert first.span != second.span
+    assert first == second and hash(first) == hash(second) and repr(first) == repr(second)
+
+
 @given(DETECTIONS.filter(bool), st.data())
 def test_cutting_a_list_anywhere_keeps_the_boxes_before_the_cut(
     detections: tuple[Detection, ...], data: st.DataObject

@@ -109,6 +109,13 @@ _COMPLETE, _UNCLOSED, _BARE = "complete", "unclosed", "bare"
 
 def _locate(reply: str) -> tuple[str, str]:
     """(text, state) of the answer; the state is complete, unclosed, bare (no tags), or a reason code."""
+    begin, end, state = _place(reply)
+    text = reply[begin:end]
+    return (_SPECIAL_TOKEN.sub(" ", text).strip() if state == _BARE else text), state
+
+
+def _place(reply: str) -> tuple[int, int, str]:
+    """(begin, end, state) of the answer, as :func:`_locate` has them; a bare one with all around it."""
     start, opened, seen = 0, -1, False
     for tag in _TAG.finditer(reply):
         if tag[0] == "<think>":
@@ -118,18 +125,18 @@ def _locate(reply: str) -> tuple[str, str]:
     last_close = reply.rfind(_CLOSE, start)
     begin = reply.rfind(_OPEN, start, last_close) if last_close >= 0 else -1
     if begin >= 0:
-        return reply[begin + len(_OPEN) : reply.find(_CLOSE, begin)], _COMPLETE
+        return begin + len(_OPEN), reply.find(_CLOSE, begin), _COMPLETE
     begin = reply.rfind(_OPEN, start)
     if begin >= 0:
-        return reply[begin + len(_OPEN) :], _UNCLOSED
-    bare = _SPECIAL_TOKEN.sub(" ", reply[start : opened if opened >= 0 else len(reply)]).strip()
-    if bare:
-        return bare, _BARE
+        return begin + len(_OPEN), len(reply), _UNCLOSED
+    end = opened if opened >= 0 else len(reply)
+    if not _SPECIAL_TOKEN.sub(" ", reply[start:end]).isspace() and start < end:
+        return start, end, _BARE
     if not reply or reply.isspace():
-        return "", "empty_reply"
+        return 0, 0, "empty_reply"
     if _OPEN in reply[:start]:
-        return "", "answer_in_thinking"
-    return "", "unclosed_thinking" if opened >= 0 else "no_answer"
+        return 0, 0, "answer_in_thinking"
+    return 0, 0, "unclosed_thinking" if opened >= 0 else "no_answer"
 
 
 def parse_answer(reply: str) -> Parsed[str]:
@@ -178,24 +185,25 @@ _DEPTH = 32
 
 class _List(list):
     """A closed list: scalars (str), lists and objects. ``sound`` is False when commas or brackets were
-    off."""
+    off; ``span`` is where what its brackets hold stands in the reply."""
 
-    __slots__ = ("opener", "sound")
+    __slots__ = ("opener", "sound", "span")
 
 
 class _Object(dict):
     """A closed object: lower-case key -> scalar, list, object, or None where the value is no single value."""
 
-    __slots__ = ("opener", "sound")
+    __slots__ = ("opener", "sound", "span")
 
 
 class _Frame:
     """A bracket that is still open."""
 
-    __slots__ = ("closer", "colon", "fresh", "holds_scalar", "key", "node")
+    __slots__ = ("begin", "closer", "colon", "fresh", "holds_scalar", "key", "node")
 
-    def __init__(self, opener: str) -> None:
+    def __init__(self, opener: str, begin: int) -> None:
         self.closer = _PAIR[opener]
+        self.begin = begin
         self.node: _List | _Object = _Object() if opener == "{" else _List()
         self.node.opener, self.node.sound = opener, True
         self.fresh = True  # a list: no value since the last comma; an object: no value since the colon
@@ -251,9 +259,10 @@ class _Notation:
 
 
 class _Reader:
-    """Reads a text once, bracket by bracket, without recursion."""
+    """Reads a text once, bracket by bracket, without recursion; it begins at ``offset`` in the reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
         self.found = _Notation()
         self.stack: list[_Frame] = []
         self.open_brackets = {"]": 0, ")": 0, "}": 0}
@@ -266,7 +275,7 @@ class _Reader:
             if mark in _PAIR:
                 if len(self.stack) == _DEPTH:
                     return self.stop("too_deep")
-                self.stack.append(_Frame(mark))
+                self.stack.append(_Frame(mark, position))
                 self.open_brackets[_PAIR[mark]] += 1
             elif not self.stack:
                 if mark not in _OUTSIDE:
@@ -279,7 +288,7 @@ class _Reader:
                 self.scalar(rest[1])
             elif mark in self.open_brackets:
                 if self.open_brackets[mark]:
-                    self.close(mark)
+                    self.close(mark, token.start())
             elif mark == ",":
                 self.stack[-1].comma()
             elif mark == ":":
@@ -297,7 +306,7 @@ class _Reader:
         if not self.open_brackets["}"]:
             self.found.in_lists.append(text)
 
-    def close(self, mark: str) -> None:
+    def close(self, mark: str, end: int) -> None:
         """Close the innermost bracket that ``mark`` fits; those within it were closed wrongly."""
         sound = True
         while True:
@@ -306,6 +315,7 @@ class _Reader:
             sound = sound and frame.closer == mark
             node = frame.node
             node.sound = node.sound and sound
+            node.span = (self.offset + frame.begin, self.offset + end)
             if self.stack:
                 self.stack[-1].put(node)
             if not self.open_brackets["}"] and (frame.holds_scalar or not node or isinstance(node, _Object)):
@@ -364,9 +374,11 @@ def _detection(fields: _Object) -> Detection | str:
         return box
     written, confidence = _last(fields, SCORE_KEYS)
     if not written:
-        return Detection(box)
+        return Detection(box, None, position.span)
     score = _number(confidence) if isinstance(confidence, str) else None
-    return Detection(box, score) if score is not None and 0 <= score <= 1 else "bad_confidence"
+    if score is None or not 0 <= score <= 1:
+        return "bad_confidence"
+    return Detection(box, score, position.span)
 
 
 def _says_none(text: str) -> bool:
@@ -411,16 +423,21 @@ def parse_polygons(reply: str) -> Parsed[tuple[Polygon, ...]]:
 
 def _parse_objects(reply: str, read: Callable[[_Object], T | str], kind: type[T]) -> Parsed[tuple[T, ...]]:
     """What ``read`` makes of the objects of an answer: things of type ``kind``, or reason codes."""
-    text, state = _locate(reply)
+    begin, end, state = _place(reply)
     if state not in (_COMPLETE, _UNCLOSED, _BARE):
         return Parsed(None, state)
+    text = reply[begin:end]
+    if state == _BARE:
+        text = _SPECIAL_TOKEN.sub(_blank, text)
+        begin += len(text) - len(text.lstrip())
+        text = text.strip()
     if state == _COMPLETE and not text.strip():
         return Parsed(None, "empty_answer")
     if state != _UNCLOSED and _says_none(text):
         return Parsed(())
     if state == _BARE and not _LIST_FIRST.match(text):
         return Parsed(None, "no_answer")
-    found = _Reader().read(text)
+    found = _Reader(begin).read(text)
     if state != _UNCLOSED and _is_empty_list(found):
         return Parsed(())
     results = [read(node) for node in found.nodes() if isinstance(node, _Object)]
@@ -433,6 +450,11 @@ def _parse_objects(reply: str, read: Callable[[_Object], T | str], kind: type[T]
     if NO_OBJECTS.casefold() in said.casefold():
         return Parsed(None, "contradiction")
     return Parsed(things, notes=tuple(dict.fromkeys(codes)))
+
+
+def _blank(token: re.Match[str]) -> str:
+    """As much white space as a special token is long, so that what follows keeps its place."""
+    return " " * len(token[0])
 
 
 def _outline(fields: _Object) -> tuple[Polygon, ...] | str:

@@ -22,10 +22,18 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One box of an answer. ``score`` is the confidence in [0, 1], or None where the model wrote none."""
+    """One box of an answer.
+
+    Attributes:
+        box: its corners.
+        score: the confidence in [0, 1], or None where the model wrote none.
+        span: where it was read from a text, (begin, end) of the characters between the brackets that hold its
+            numbers; the same box read elsewhere is an equal detection.
+    """
 
     box: Box
     score: float | None = None
+    span: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

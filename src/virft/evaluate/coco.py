@@ -261,6 +261,7 @@ def table(numbers: Mapping[str, Any], rules: Rules | None = None) -> str:
         f"mean IoU {percent(numbers['mean_iou'])} (where an object is annotated "
         f"{percent(numbers['mean_iou_present'])}); AP with one confidence for all boxes "
         f"{percent(numbers['constant_confidence']['AP'])}",
+        *likelihood_line(numbers),
         f"unreadable replies {protocol.reasons(numbers['unreadable'])}; "
         f"boxes dropped or mended {protocol.reasons(numbers['dropped'])}",
         "",
@@ -272,6 +273,17 @@ def table(numbers: Mapping[str, Any], rules: Rules | None = None) -> str:
         for name, c in numbers["per_category"].items()
     ]
     return "\n".join(lines)
+
+
+def likelihood_line(numbers: Mapping[str, Any]) -> list[str]:
+    """The table's line about the boxes ranked by their likelihood; nothing where that is not known."""
+    ranked = numbers.get("likelihood_ranked")
+    if ranked is None:
+        return []
+    return [
+        f"AP with the boxes ranked by the likelihood of their coordinates {percent(ranked['AP'])}, "
+        f"AP50 {percent(ranked['AP50'])}"
+    ]
 
 
 def percent(value: float) -> str:

@@ -21,15 +21,16 @@ never be matched; a missing ``area`` is the box's, a missing ``iscrowd`` 0.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from virft.boxes import convert, greedy_match
 from virft.errors import UserError
 from virft.parsing import parse_detections
-from virft.types import Box, Prediction
+from virft.types import Box, Detection, Prediction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +88,8 @@ class Results:
         replies: how many replies were read; 0 for a results file.
         reasons: reason code -> number of unreadable replies.
         dropped: what happened to a box -> how often (see the module).
+        likelihoods: for each of ``boxes`` the log-probability of its coordinates; None where not every reply
+            holds its tokens' log-probabilities, as in a results file.
     """
 
     boxes: list[dict[str, Any]] = field(default_factory=list)
@@ -95,6 +98,7 @@ class Results:
     replies: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    likelihoods: list[float] | None = None
 
 
 def make_truth(
@@ -154,15 +158,18 @@ def from_replies(
         missing_score: score of a box without confidence.
 
     Raises:
-        UserError: meta without ids, no size where a conversion needs it, or no question belongs to truth.
+        UserError: meta without ids, no size where a conversion needs it, log-probabilities that do not cover
+            their reply, or no question belongs to truth.
     """
-    results = Results(asked=[])
+    results = Results(asked=[], likelihoods=[])
     for p in predictions:
         pair = _pair(p.meta, truth, results, f"prediction {p.id!r}: its meta")
         if pair is None:
             continue
         results.asked.append(pair)
         results.replies += 1
+        if p.logprobs is None:
+            results.likelihoods = None
         parsed = parse_detections(p.reply)
         if not parsed.ok:
             results.reasons[parsed.reason] += 1
@@ -177,9 +184,34 @@ def from_replies(
                 )
             except ValueError as error:
                 raise UserError(f"prediction {p.id!r}: {error}") from error
-            _keep(results, pair, (x, y, right, bottom), detection.score, missing_score)
+            kept = _keep(results, pair, (x, y, right, bottom), detection.score, missing_score)
+            if kept and results.likelihoods is not None:
+                results.likelihoods.append(likelihood(p, detection))
     _some_known(results, results.replies)
+    if not results.replies:
+        results.likelihoods = None
     return results
+
+
+def likelihood(prediction: Prediction, detection: Detection) -> float:
+    """Logarithm of the probability that the model gave a box's coordinates after all that it wrote before.
+
+    The sum over the tokens that wrote the characters of ``detection.span``, that is the four numbers and what
+    stands between them; the confidence and all that follows is left out. A sum because that is the chain
+    rule: it does not depend on how a tokenizer cuts numbers, and what stands between them, being certain,
+    costs nothing, where a mean would be diluted by it. (Over nine models of the quick start AP by the sum
+    and by the mean differ by 0.004 at most.)
+
+    Raises:
+        UserError: the prediction's tokens do not reach as far as the box.
+    """
+    begin, end = detection.span
+    ends = prediction.token_ends
+    # The first token that ends after the beginning, to the first that reaches the end.
+    first, last = bisect_right(ends, begin), bisect_left(ends, end)
+    if last >= len(ends):
+        raise UserError(f"prediction {prediction.id!r}: its token_ends do not cover its reply")
+    return math.fsum(prediction.logprobs[first : last + 1])
 
 
 def from_coco_results(
@@ -225,14 +257,21 @@ def average_precision(results: Results, truth: Truth) -> dict[str, Any]:
 
 def constant_confidence(results: Results) -> Results:
     """The same boxes with one confidence for all: what remains is what the boxes alone are worth."""
-    return Results(
-        boxes=[{**box, "score": 1.0} for box in results.boxes],
-        asked=results.asked,
-        unreadable=results.unreadable,
-        replies=results.replies,
-        reasons=results.reasons,
-        dropped=results.dropped,
-    )
+    return replace(results, boxes=[{**box, "score": 1.0} for box in results.boxes])
+
+
+def likelihood_ranked(results: Results) -> Results | None:
+    """The same boxes, each with :func:`likelihood` as its confidence; None where replies hold none.
+
+    It ranks boxes by how sure the model was while it wrote them, whatever confidence it then wrote. So it
+    shows what a model knows of its boxes and does not say: a training that gains by its confidences alone
+    gains nothing here. Source of the idea: Pix2Seq (arXiv 2109.10852) ranks its boxes by the probability of
+    the class token that it writes.
+    """
+    if results.likelihoods is None:
+        return None
+    ranked = zip(results.boxes, results.likelihoods, strict=True)
+    return replace(results, boxes=[{**box, "score": value} for box, value in ranked])
 
 
 def question_ious(results: Results, truth: Truth) -> dict[Pair, float]:
@@ -274,18 +313,23 @@ def evaluate(
 
     Returns:
         The numbers of ``precision``; ``mean_iou`` over all questions, ``mean_iou_present`` over
-        those with an object; ``constant_confidence`` {"AP", "AP50"}; ``questions``, ``unreadable`` {reason:
-        count}, ``dropped`` {what: count}, ``boxes``, ``objects``.
+        those with an object; ``constant_confidence`` {"AP", "AP50"}, and ``likelihood_ranked`` likewise where
+        the replies hold log-probabilities; ``questions``, ``unreadable`` {reason: count}, ``dropped`` {what:
+        count}, ``boxes``, ``objects``.
     """
     ious = question_ious(results, truth)
     present = truth.boxes()
     with_object = [value for pair, value in ious.items() if pair in present]
-    constant = precision(constant_confidence(results), truth)
+    rankings = {
+        "constant_confidence": constant_confidence(results),
+        "likelihood_ranked": likelihood_ranked(results),
+    }
+    ranked = {name: precision(other, truth) for name, other in rankings.items() if other is not None}
     return {
         **precision(results, truth),
         "mean_iou": sum(ious.values()) / len(ious) if ious else 0.0,
         "mean_iou_present": sum(with_object) / len(with_object) if with_object else 0.0,
-        "constant_confidence": {name: constant[name] for name in ("AP", "AP50")},
+        **{name: {ap: numbers[ap] for ap in ("AP", "AP50")} for name, numbers in ranked.items()},
         "questions": len(ious),
         "unreadable": dict(results.reasons),
         "dropped": dict(results.dropped),
@@ -325,19 +369,21 @@ def _size(prediction: Prediction, pair: Pair, truth: Truth) -> tuple[int, int] |
     return (image["width"], image["height"]) if "width" in image and "height" in image else None
 
 
-def _keep(results: Results, pair: Pair, bbox: Any, score: Any, missing_score: float) -> None:
+def _keep(results: Results, pair: Pair, bbox: Any, score: Any, missing_score: float) -> bool:
+    """Add a box that can be scored and count one that cannot; whether it was added."""
     numbers = [_number(v) for v in bbox] if isinstance(bbox, list | tuple) else []
     if len(numbers) != 4 or None in numbers or numbers[2] < 0 or numbers[3] < 0:
         results.dropped["bad_bbox"] += 1
-        return
+        return False
     if score is None:
         results.dropped["missing_score"] += 1
         score = missing_score
     value = _number(score)
     if value is None:
         results.dropped["bad_score"] += 1
-        return
+        return False
     results.boxes.append({"image_id": pair[0], "category_id": pair[1], "bbox": numbers, "score": value})
+    return True
 
 
 def _whole(category_id: Any, name: str) -> int:
