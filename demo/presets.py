@@ -120,6 +120,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             warmup_scenes={"confidence": (0.1, 0.9)},
             shots=FEW_SHOTS,
             methods=(sft("3e-6", "1e-5", "3e-5"), rft("1e-5", "3e-5")),
+            steps=100,
+            every=20,
         ),
         "classification": Preset(
             about="naming a digit, 1 to 16 labelled scenes a class",
