@@ -54,6 +54,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert not torch.equal(before["lm_head.weight"], one["lm_head.weight"])
     logs = [log_without_times(state(folder / "checkpoint-3")) for folder in (whole, cut)]
     assert logs[0] == logs[1]
+    # Shares of reasons are true over both ranks, though each has a code of its own.
+    shares = {line[key] for line in logs[0] for key in line if key.startswith("reasons/letters/rank")}
+    assert shares == {0.5}
     assert logs[0][-1]["eval_unreadable"] == 1.0  # of all twelve rows, answered on two ranks
     assert (cut / "virft.json").is_file()
 

@@ -21,6 +21,8 @@ from virft.errors import UserError
 from virft.memory import out_of_memory_advice
 from virft.merge import merge
 from virft.probe import ENOUGH, SpaceProbe
+from virft.rewards.outcome import Outcome
+from virft.rewards.reward import Reward
 from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS
 from virft.symmetric import VisionAlways
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
@@ -465,6 +467,31 @@ def test_held_out_rows_are_answered_greedily_and_the_best_is_kept(
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert run.state.best_model_checkpoint.endswith("checkpoint-2")
     assert run.answers(rows.select(range(5))) == seen[-1]
+
+
+@pytest.mark.slow
+def test_shares_of_reasons_are_of_all_generations_of_a_line(
+    tiny_qwen2_vl: Path, rows: Any, tmp_path: Path
+) -> None:
+    """A code that a generation does not meet counts as 0 in it, before the first time and after."""
+    calls = []
+
+    def score(completions: Any, columns: Any) -> list[Outcome]:
+        calls.append(len(completions))
+        code = {1: "first", 2: "second"}.get(len(calls), "later")
+        return [Outcome(float(i), code) for i in range(len(completions))]
+
+    reward = Reward("coded", lambda *_: Outcome(None), batch=score)
+    args = config(tmp_path, max_steps=6, logging_steps=2)
+    run = VisualRFTTrainer(str(tiny_qwen2_vl), [reward], args, rows)
+    run.train()
+    lines = [
+        {name.rpartition("/")[2]: share for name, share in line.items() if name.startswith("reasons/coded/")}
+        for line in run.state.log_history
+        if "loss" in line
+    ]
+    assert lines[0] == {"first": 0.5, "second": 0.5}
+    assert lines[1] == lines[2] == {"first": 0.0, "second": 0.0, "later": 1.0}
 
 
 @pytest.mark.slow

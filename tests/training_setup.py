@@ -20,12 +20,16 @@ REWARD = '''"""A reward that differs within a group of a random model's replies,
 
 import os
 
+from virft.rewards.outcome import Outcome
+
 
 def letters(completions, images, **columns):
     if "trainer_state" in columns and os.environ.get("FAIL_RANK") == os.environ.get("RANK", "0"):
         raise RuntimeError("this rank fails")
     texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-    return [len(set(text)) / 50 + len(i) for text, i in zip(texts, images)]
+    # The code is another on each rank, which meets no code of the other's.
+    code = "rank" + os.environ.get("RANK", "0")
+    return [Outcome(len(set(text)) / 50 + len(i), code) for text, i in zip(texts, images)]
 '''
 
 

@@ -58,11 +58,15 @@ class GreedyEvaluation:
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Answer every held-out row greedily and log the metric as ``<prefix>_<name>``; no randomness is
-        used."""
+        used. Without a metric, TRL's evaluation; several sets are evaluated one by one."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.metric is None or isinstance(rows, Mapping):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if isinstance(rows, str):  # one of several sets
+            rows = self.eval_dataset[rows]
         replies = self.answers(rows)
         words = rows.remove_columns([c for c in ("images", "prompt") if c in rows.column_names])
-        found = self.metric(list(words), replies) if self.metric else {}
+        found = self.metric(list(words), replies)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

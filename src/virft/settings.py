@@ -15,12 +15,9 @@ from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from virft.boxes import FAMILY_SPACE
-from virft.checkpoint import COORDINATES, Manifest, model_config, read_manifest, resolve_space
+from virft.checkpoint import Manifest, model_config, read_manifest, resolve_space
 from virft.errors import UserError
-
-MIN_PIXELS = 3136
-MAX_PIXELS = 401408
-"""Area limits of a resized image: 4 to 512 visual tokens of 28 x 28 pixels."""
+from virft.training_config import MAX_PIXELS, MIN_PIXELS, TrainingConfig
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 VISION_LINEARS = (
@@ -88,69 +85,6 @@ class ModelArguments(ModelConfig):
             self.lora_target_modules = f"({LANGUAGE_LINEARS}{vision})"
 
 
-@dataclass
-class VisionSettings:
-    """What a training configuration adds to TRL's about images and prompts. Mixed into the configurations."""
-
-    min_pixels: int | None = field(
-        default=None,
-        metadata={
-            "help": f"Least area of a resized image; default: the checkpoint's manifest, else {MIN_PIXELS}."
-        },
-    )
-    max_pixels: int | None = field(
-        default=None,
-        metadata={"help": f"Greatest area of a resized image; default: the manifest's, else {MAX_PIXELS}."},
-    )
-    coordinates: str = field(
-        default="auto",
-        metadata={
-            "help": "Space in which the model writes boxes; rows are converted to it. auto: the checkpoint "
-            "manifest's, else the model family's.",
-            "choices": list(COORDINATES),
-        },
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message of every prompt; default: the manifest's, else none."}
-    )
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt in tokens, image tokens included. Longer ones are refused, never cut."
-        },
-    )
-    skip_long_prompts: bool = field(
-        default=False, metadata={"help": "Leave rows above --max_prompt_length out and count them."}
-    )
-    freeze_vision: bool = field(default=False, metadata={"help": "Do not train the vision tower."})
-
-    def __post_init__(self) -> None:
-        """Resolve what all training configurations resolve alike, then what TRL's does.
-
-        Raises:
-            UserError: settings that exclude each other, or that TRL or transformers refuse.
-        """
-        if self.skip_long_prompts and self.max_prompt_length is None:
-            raise UserError("--skip_long_prompts needs --max_prompt_length")
-        if self.save_strategy == "best" and self.eval_strategy == "no":
-            raise UserError("--save_strategy best needs held-out rows: add --eval_strategy steps")
-        if self.bf16 is None:
-            self.bf16 = default_bf16(self.fp16, self.use_cpu)
-        rename_checkpointing_flag(self)
-        # Else transformers puts "loss" in the place of a metric that was left open, and an evaluation that
-        # answers rows has none.
-        chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or ""
-        better = self.greater_is_better
-        try:
-            super().__post_init__()
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(" ".join(str(error).split())) from error
-        if not chosen:
-            self.metric_for_best_model, self.greater_is_better = None, better
-
-
 def check_model(model: ModelArguments) -> Any:
     """The configuration of ``--model_name_or_path``, checked before any weight is loaded.
 
@@ -175,7 +109,7 @@ def check_model(model: ModelArguments) -> Any:
     return config
 
 
-def resolve_vision(settings: VisionSettings, model_name: str, config: Any) -> None:
+def resolve_vision(settings: TrainingConfig, model_name: str, config: Any) -> None:
     """Fill in the settings' open choices from the checkpoint's manifest, else from the defaults.
 
     Raises:
@@ -197,7 +131,7 @@ def resolve_vision(settings: VisionSettings, model_name: str, config: Any) -> No
         )
 
 
-def load_processor(name: str, settings: VisionSettings, revision: str | None = None) -> ProcessorMixin:
+def load_processor(name: str, settings: TrainingConfig, revision: str | None = None) -> ProcessorMixin:
     """The processor of a model with the settings' pixel limits, which an assertion holds it to.
 
     Raises:
@@ -234,22 +168,6 @@ def model_options(model: ModelArguments, bf16: bool, deepspeed: bool) -> dict[st
 def lora_and_quantization(model: ModelArguments) -> tuple[Any, BitsAndBytesConfig | None]:
     """(LoRA configuration or None, quantisation configuration or None), through TRL."""
     return get_peft_config(model), get_quantization_config(model)
-
-
-def default_bf16(fp16: bool, use_cpu: bool) -> bool:
-    """Whether mixed precision in bfloat16 is on when nothing is said: on a GPU that has it."""
-    return not fp16 and not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def rename_checkpointing_flag(args: Any) -> None:
-    """Pass ``gradient_checkpointing``, the reference's name, on under the name that newer transformers
-    want."""
-    if not hasattr(args, "activation_checkpointing"):
-        return
-    if args.activation_checkpointing is None:
-        args.activation_checkpointing = args.gradient_checkpointing
-    if args.activation_checkpointing_kwargs is None:
-        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
 
 
 def parse_flags(classes: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:

@@ -17,37 +17,23 @@ from virft.checkpointing import CarriesManifest
 from virft.errors import UserError
 from virft.held_out import GreedyEvaluation, Metric
 from virft.images import open_rgb
-from virft.settings import VisionSettings
 from virft.survival import LogBeforeSave
 from virft.symmetric import VisionAlways, has_text_only
+from virft.training_config import TrainingConfig
 
 
 @dataclass
-class VisualSFTConfig(VisionSettings, SFTConfig):
+class VisualSFTConfig(TrainingConfig, SFTConfig):
     """TRL's SFT configuration with defaults that fit beside GRPO's; prompts are never cut."""
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows a device takes at once."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Highest learning rate."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
     max_length: int | None = field(
         default=None, metadata={"help": "Not used: neither prompt nor target is cut."}
     )
     max_completion_length: int = field(
         default=1024, metadata={"help": "Longest reply to a held-out row, in tokens."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "bfloat16 mixed precision. Default: on where the GPU has it.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Keep this many checkpoints."})
-    save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
     remember_rows: int = field(
         default=0,
         metadata={

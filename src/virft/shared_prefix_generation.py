@@ -88,8 +88,9 @@ def generate(
     room = input_ids.shape[1] + (generation_config.max_new_tokens or generation_config.max_length)
     past = _shared_out(prefix, attention_mask[:, :-1], replies, cache, model, room)
     core.rope_deltas = offset.repeat_interleave(replies, 0)
+    generation_config = copy.copy(generation_config)
+    generation_config.cache_implementation = None  # the cache is given
     if cache == "static":  # TRL's configuration forbids the compilation that fixed buffers are for
-        generation_config = copy.copy(generation_config)
         generation_config.disable_compile = input_ids.device.type != "cuda"
     with past.active() if isinstance(past, SharedPrefixCache) else nullcontext():
         return type(model).generate(

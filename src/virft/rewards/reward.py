@@ -85,11 +85,15 @@ class Reward:
         self._other_tasks = frozenset(known_tasks) - frozenset(tasks) if tasks else frozenset()
         self._function = function
         self._batch = batch
-        self._seen: set[str] = set()
 
     @property
     def __name__(self) -> str:
         return self.name
+
+    @property
+    def reason_metrics(self) -> str:
+        """What the names of the metrics begin with that hold the shares of reason codes."""
+        return f"reasons/{self.name}/"
 
     def __repr__(self) -> str:
         return f"Reward({self.name!r}, maximum={self.maximum})"
@@ -126,16 +130,15 @@ class Reward:
             completions: replies, as texts or as lists of messages.
             **columns: the rows' columns, each a list as long as ``completions``; ``prompts``,
             ``completion_ids`` and
-                what TRL adds. Through ``log_metric`` the share of replies with each reason code is logged as
-                ``reasons/<reward>/<code>``, from the first time that this process meets the code.
+                what TRL adds. Through ``log_metric`` the share of the batch's replies with each reason code
+                is logged as ``reasons/<reward>/<code>``, for codes that the batch has (see
+                :mod:`virft.reason_shares` for what several batches make of that).
         """
         outcomes = self.outcomes(completions, **columns)
         log_metric = columns.get("log_metric")
         if log_metric is not None and outcomes:
-            counts = Counter(outcome.reason for outcome in outcomes)
-            self._seen.update(counts)
-            for code in sorted(self._seen):
-                log_metric(f"reasons/{self.name}/{code}", counts[code] / len(outcomes))
+            for code, count in sorted(Counter(outcome.reason for outcome in outcomes).items()):
+                log_metric(self.reason_metrics + code, count / len(outcomes))
         return [outcome.value for outcome in outcomes]
 
 

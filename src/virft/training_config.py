@@ -1,0 +1,112 @@
+"""What all training configurations share: settings of images and prompts, defaults, and how open choices
+resolve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from virft.checkpoint import COORDINATES
+from virft.errors import UserError
+
+MIN_PIXELS = 3136
+MAX_PIXELS = 401408
+"""Area limits of a resized image: 4 to 512 visual tokens of 28 x 28 pixels."""
+
+
+@dataclass
+class TrainingConfig:
+    """What the configurations of GRPO and SFT have in common, mixed in before TRL's: settings of images and
+    prompts, and TRL's settings that have another default here."""
+
+    min_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Least area of a resized image; default: the checkpoint's manifest, else {MIN_PIXELS}."
+        },
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={"help": f"Greatest area of a resized image; default: the manifest's, else {MAX_PIXELS}."},
+    )
+    coordinates: str = field(
+        default="auto",
+        metadata={
+            "help": "Space in which the model writes boxes; rows are converted to it. auto: the checkpoint "
+            "manifest's, else the model family's.",
+            "choices": list(COORDINATES),
+        },
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message of every prompt; default: the manifest's, else none."}
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens, image tokens included. Longer ones are refused, never cut."
+        },
+    )
+    skip_long_prompts: bool = field(
+        default=False, metadata={"help": "Leave rows above --max_prompt_length out and count them."}
+    )
+    freeze_vision: bool = field(default=False, metadata={"help": "Do not train the vision tower."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "bfloat16 mixed precision. Default: on where the GPU has it.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Keep this many checkpoints (the best one beside); None keeps all."}
+    )
+
+    def __post_init__(self) -> None:
+        """Resolve what all training configurations resolve alike, then what TRL's does.
+
+        Raises:
+            UserError: settings that exclude each other, or that TRL or transformers refuse.
+        """
+        if self.skip_long_prompts and self.max_prompt_length is None:
+            raise UserError("--skip_long_prompts needs --max_prompt_length")
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise UserError("--save_strategy best needs held-out rows: add --eval_strategy steps")
+        if self.bf16 is None:
+            self.bf16 = default_bf16(self.fp16, self.use_cpu)
+        rename_checkpointing_flag(self)
+        # Else transformers puts "loss" in the place of a metric that was left open, and an evaluation that
+        # answers rows has none.
+        chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or ""
+        better = self.greater_is_better
+        try:
+            super().__post_init__()
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        if not chosen:
+            self.metric_for_best_model, self.greater_is_better = None, better
+
+
+def default_bf16(fp16: bool, use_cpu: bool) -> bool:
+    """Whether mixed precision in bfloat16 is on when nothing is said: on a GPU that has it."""
+    return not fp16 and not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def rename_checkpointing_flag(args: Any) -> None:
+    """Pass ``gradient_checkpointing``, the reference's name, on under the name that newer transformers
+    want."""
+    if not hasattr(args, "activation_checkpointing"):
+        return
+    if args.activation_checkpointing is None:
+        args.activation_checkpointing = args.gradient_checkpointing
+    if args.activation_checkpointing_kwargs is None:
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
