@@ -321,3 +321,57 @@ def test_validate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="rows 1"):
         unreadable = {**good, "problem": "another", "solution": "<answer>[{'Position': [1]}]</answer>"}
         validate.main([write(folder, [good, unreadable])])
+
+
+def test_a_rows_own_system_message_goes_before_the_runs(folder: Path) -> None:
+    row = {"problem": "p", "solution": SOLUTION}
+    rows = load_rows(write(folder, [row | {"system": "own"}, row | {"system": ""}, row | {"system": None}]))
+    prompts_ = to_prompts(rows, "the run's")["prompt"]
+    assert [[m["content"] for m in prompt] for prompt in prompts_] == [
+        ["own", "p"],
+        ["the run's", "p"],
+        ["the run's", "p"],
+    ]
+    assert [len(prompt) for prompt in to_prompts(rows)["prompt"]] == [2, 1, 1]
+    with pytest.raises(UserError, match="row 0: 'system' must be text, got 7"):
+        load_rows(write(folder, [row | {"system": 7}]))
+
+
+OTHER_FORMATS = {
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "<image>p"},
+            {"from": "gpt", "value": SOLUTION},
+        ],
+        "images": ["0.png"],
+    },
+    "messages": {
+        "messages": [{"role": "user", "content": "<image>p"}, {"role": "assistant", "content": SOLUTION}],
+        "images": ["0.png"],
+    },
+    "answer": {"problem": "<image>p", "answer": SOLUTION, "images": ["0.png"]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+def test_records_of_another_format_are_validated_and_training_says_how_to_make_rows(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    record = OTHER_FORMATS[kind]
+    name = write(folder, [record])
+    validate.main([name])
+    said = capsys.readouterr().out
+    assert f"records of the format {kind!r}" in said and "1 rows, all sound" in said
+    with pytest.raises(UserError, match="build_rows.py --source|rename 'answer' to 'solution'"):
+        load_rows(name)
+    broken = json.loads(json.dumps(record).replace("100, 200", "1000, 200"))
+    with pytest.raises(UserError, match="row 1"):
+        validate.main([write(folder, [record, broken])])
+
+
+def test_the_references_boxes_are_validated_as_grounding(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"image_path": "0.png", "instruction": ["a", "b"], "boxes": [[1.0, 2.0, 30.0, 20.0]]}
+    validate.main([write(folder, [record]), "--task", "grounding"])
+    assert "2 rows, all sound" in capsys.readouterr().out

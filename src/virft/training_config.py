@@ -40,7 +40,11 @@ class TrainingConfig:
         },
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "System message of every prompt; default: the manifest's, else none."}
+        default=None,
+        metadata={
+            "help": "System message of rows that have none of their own in a column 'system'; default: the "
+            "manifest's, else none."
+        },
     )
     max_prompt_length: int | None = field(
         default=None,

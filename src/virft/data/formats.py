@@ -1,17 +1,13 @@
 """The training formats of the field: reading their records as rows, writing rows as their records.
 
-==============
-================================================================================================ rows
-``problem``, ``solution``, ``image`` / ``images`` / ``image_path``: Visual-RFT, Visual-ARFT, R1-V sharegpt
-``conversations`` of ``from`` / ``value``, ``images`` or ``image``: LLaMA-Factory, VLM-R1, and the
-                reference's SFT file for LISA, whose image stands as ``<img>PATH</img>`` in the text
-messages        ``messages`` of ``role`` / ``content``, ``images``: LLaMA-Factory's OpenAI form, ms-swift
-answer          ``problem``, ``answer``, ``images``: EasyR1
-question        ``question``, ``answer`` or ``answers``, an image: MAT-Search and MAT-Coding
-lisa_boxes      ``image_path``, ``instruction`` and ``boxes`` (lists, pixels): the reference's
-``lisa_train.json``
-==============
-================================================================================================
+- ``rows``: ``problem``, ``solution``, ``image`` / ``images`` / ``image_path``: Visual-RFT, Visual-ARFT, R1-V
+- ``sharegpt``: ``conversations`` of ``from`` / ``value``, ``images`` or ``image``: LLaMA-Factory, VLM-R1, and
+  the reference's SFT file for LISA, whose image stands as ``<img>PATH</img>`` in the text
+- ``messages``: ``messages`` of ``role`` / ``content``, ``images``: LLaMA-Factory's OpenAI form, ms-swift
+- ``answer``: ``problem``, ``answer``, ``images``: EasyR1
+- ``question``: ``question``, ``answer`` or ``answers``, an image: MAT-Search and MAT-Coding
+- ``lisa_boxes``: ``image_path``, ``instruction``, ``boxes`` (lists, pixels): the reference's
+  ``lisa_train.json``
 
 ``<image>`` in a text marks where an image goes; rows have their images before the text, so the marks are
 taken out, and there must be as many as images. LISA's own LabelMe files are read by :mod:`virft.data.lisa`.
@@ -44,15 +40,20 @@ Record = Mapping[str, Any]
 Row = dict[str, Any]
 
 
+def format_of(columns: Iterable[str]) -> str | None:
+    """The format that records with these columns have, a key of :data:`READERS`, or None."""
+    present = set(columns)
+    return next((name for name, wanted in _MARKS.items() if present.issuperset(wanted)), None)
+
+
 def kind_of(record: Record) -> str:
     """The format of a record, a key of :data:`READERS`.
 
     Raises:
         ValueError: none of them.
     """
-    for name, wanted in _MARKS.items():
-        if all(key in record for key in wanted):
-            return name
+    if name := format_of(record):
+        return name
     raise ValueError(
         f"no known format: columns {', '.join(record)}; expected problem and solution, conversations, "
         "messages, problem and answer, or question and answer (name others with --map)"

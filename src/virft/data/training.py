@@ -5,7 +5,8 @@ A row has ``problem`` (the user's words), ``solution`` (the truth, in the form o
 ``category`` (detection), ``instruction`` (grounding) or ``subject`` (classification). Every other column is
 kept and reaches the rewards. Columns with a meaning of their own: ``task`` routes a row to its rewards,
 ``completion`` or ``thinking`` are what SFT learns, ``context`` is the earlier part of a teacher-forced trace
-and follows the problem, ``coordinates`` names the space of a row's boxes.
+and follows the problem, ``system`` is the row's own system message, ``coordinates`` names the space of a
+row's boxes.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
     _check_columns(table.column_names, name)
     for column in ("problem", "solution"):
         _check_text(table.column(column).to_pylist(), column, name)
+    if "system" in table.column_names:
+        _check_text([v for v in table.column("system").to_pylist() if v not in (None, "")], "system", name)
 
     image_column = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
     start = Path(image_folder).expanduser() if image_folder is not None else folder
@@ -110,16 +113,18 @@ def to_prompts(rows: datasets.Dataset, system: str | None = None) -> datasets.Da
 
     Args:
         rows: from :func:`load_rows`.
-        system: an optional system message for every row.
+        system: the system message of rows that have none of their own in a column ``system``; None for none.
     """
     from datasets import List, Value
 
-    opening = [{"role": "system", "content": system}] if system else []
-    contexts = rows["context"] if "context" in rows.column_names else [None] * len(rows)
-    conversations = [
-        [*opening, {"role": "user", "content": f"{problem}\n{context}" if context else problem}]
-        for problem, context in zip(rows["problem"], contexts, strict=True)
-    ]
+    nothing = [None] * len(rows)
+    contexts = rows["context"] if "context" in rows.column_names else nothing
+    systems = rows["system"] if "system" in rows.column_names else nothing
+    conversations = []
+    for problem, context, own in zip(rows["problem"], contexts, systems, strict=True):
+        opening = [{"role": "system", "content": own or system}] if own or system else []
+        asked = f"{problem}\n{context}" if context else problem
+        conversations.append([*opening, {"role": "user", "content": asked}])
     if "prompt" in rows.column_names:
         rows = rows.remove_columns("prompt")
     return rows.add_column(
@@ -211,9 +216,7 @@ def _ask(table: pa.Table, name: str) -> pa.Table:
 def _check_columns(columns: Sequence[str], name: str) -> None:
     for wanted in ("problem", "solution"):
         if wanted not in columns:
-            meant = next((c for c in MISNAMED[wanted] if c in columns), None)
-            hint = f"; rename {meant!r} to {wanted!r}" if meant else f"; its columns are {', '.join(columns)}"
-            raise UserError(f"{name}: no column {wanted!r}{hint}")
+            raise UserError(f"{name}: no column {wanted!r}; {_how_to_get(wanted, columns, name)}")
     present = [c for c in IMAGE_COLUMNS if c in columns]
     if len(present) > 1:
         raise UserError(f"{name}: columns {' and '.join(present)} both hold images; keep one of them")
@@ -222,6 +225,17 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
         raise UserError(
             f"{name}: no column 'image'; rename {meant!r} to 'image' (or drop it for text-only rows)"
         )
+
+
+def _how_to_get(wanted: str, columns: Sequence[str], name: str) -> str:
+    from virft.data.formats import format_of  # it imports this module
+
+    if meant := next((c for c in MISNAMED[wanted] if c in columns), None):
+        return f"rename {meant!r} to {wanted!r}"
+    if known := format_of(columns):
+        command = f"python dataset/build_rows.py --source {name} --output rows.jsonl"
+        return f"these are records of the format {known!r}: {command} makes rows of them"
+    return f"its columns are {', '.join(columns)}"
 
 
 def _check_text(values: Sequence[Any], column: str, name: str) -> None:

@@ -4,6 +4,9 @@ Schema, every image decoded to its last pixel, solutions readable, boxes inside 
 twice, and the task's rewards on the solutions themselves; with ``--held_out FILE`` no image stands in both
 sets. Problems are named with row numbers (counted from 0). Ends with a summary and exit code 0, or with one
 error line and exit code 2.
+
+Records of another training format (:mod:`virft.data.formats`) are checked as the rows that
+``dataset/build_rows.py`` makes of them.
 """
 
 from __future__ import annotations
@@ -12,12 +15,19 @@ import argparse
 import hashlib
 import io
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from virft.boxes import convert
+from virft.data.builders import own_rows
+from virft.data.builders.labelled import write_drafts
+from virft.data.builders.output import Target
+from virft.data.builders.readers import RECORD_SUFFIXES, records
 from virft.data.coordinates import ROW_SPACE
+from virft.data.formats import format_of
 from virft.data.training import load_rows, named
 from virft.errors import UserError, run_program
 from virft.parsing import parse_detections, parse_grounding
@@ -29,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m virft.data.validate", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("file", help="a .json, .jsonl or .parquet file, a save_to_disk folder or a Hub id")
+    parser.add_argument(
+        "file",
+        help="a .json, .jsonl or .parquet file, a save_to_disk folder or a Hub id; records of LLaMA-Factory, "
+        "ms-swift, VLM-R1, EasyR1 or MAT too",
+    )
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_folder", help="where relative image paths start; default: beside the file")
     parser.add_argument(
@@ -38,15 +52,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", default="detection", choices=list(TASK_REWARDS))
     parser.add_argument("--reward_funcs", nargs="+", help="rewards instead of the task's")
     args = parser.parse_args(argv)
-    rows = load_rows(args.file, args.split, args.image_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        check(args, Path(folder))
+
+
+def check(args: argparse.Namespace, folder: Path) -> None:
+    """All checks of the program; ``folder`` holds what is made of other formats. Raises UserError."""
+    rows = read(args.file, args, folder)
     pictures = picture_hashes(rows, args.file)
     check_repeated(rows, pictures, args.file)
     if args.held_out:
-        held_out = load_rows(args.held_out, args.split, args.image_folder)
+        held_out = read(args.held_out, args, folder / "held_out")
         check_leaks(pictures, picture_hashes(held_out, args.held_out), args.file, args.held_out)
     check_boxes(rows, args.file)
     check_solutions(load_rewards(args.reward_funcs or TASK_REWARDS[args.task]), rows.remove_columns("images"))
     sys.stdout.write(summary(rows))
+
+
+def read(name: str, args: argparse.Namespace, folder: Path) -> Any:
+    """Rows of any format, with a line that says which one where it is another's. Raises UserError."""
+    path = Path(name).expanduser()
+    first = next(records(path), {}) if path.is_file() and path.suffix in RECORD_SUFFIXES else {}
+    known = format_of(first)
+    if known in (None, "rows"):
+        return load_rows(name, args.split, args.image_folder)
+    task = args.task if args.task in own_rows.TASKS else None
+    images = Path(args.image_folder) if args.image_folder else path.parent
+    drafts = list(own_rows.drafts(records(path), name, images.absolute(), task=task))
+    target = Target.of(str(folder / "rows.jsonl"))
+    write_drafts(drafts, target, {}, {})
+    sys.stdout.write(f"{name}: records of the format {known!r}, checked as the rows they become\n")
+    return load_rows(str(target.path))
 
 
 def picture_hashes(rows: Any, name: str) -> list[list[str]]:

@@ -340,6 +340,10 @@ def _column(path: Path, number: int, row: Mapping[str, Any], columns: tuple[str,
     raise UserError(f"{path} row {number}: no column for {what}: one of {', '.join(columns)}")
 
 
+RECORD_SUFFIXES = (".csv", ".json", ".jsonl")
+"""Of files that :func:`records` reads."""
+
+
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file with a header, a JSON list of objects, or a JSONL file, one at a time.
 
@@ -348,14 +352,14 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, or a row is not an object, naming it.
     """
+    if path.suffix not in RECORD_SUFFIXES:
+        raise UserError(f"{path}: must end in {', '.join(RECORD_SUFFIXES)}")
     if path.suffix == ".csv":
         rows: Iterator[Any] = _csv_rows(path)
     elif path.suffix == ".jsonl":
         rows = _jsonl_rows(path)
-    elif path.suffix == ".json":
-        rows = (element for _, element in json_stream.elements(path))
     else:
-        raise UserError(f"{path}: must end in .csv, .json or .jsonl")
+        rows = (element for _, element in json_stream.elements(path))
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError(f"{path} row {number}: an object was expected, got {type(row).__name__}")
