@@ -98,6 +98,14 @@ def parser() -> argparse.ArgumentParser:
         help="leave out pairs with more boxes; 0: no limit (default: %(default)s)",
     )
     add("--leave_out_wrong", action="store_true", help="leave out pairs with wrong boxes instead of stopping")
+    add(
+        "--leave_out",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="SET",
+        help="sets of this source whose images are not taken: validation rows that no training row shares",
+    )
     add("--processes", type=int, default=min(4, os.cpu_count() or 1), help="default: %(default)s")
     add("--work_folder", type=Path, help="where the temporary index is kept (default: beside the output)")
     add("--overwrite", action="store_true", help="replace a set that stands there")
@@ -121,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         max_pixels=flags.max_pixels,
         rules=BoxRules(flags.crowd, flags.tiny, flags.min_side, flags.max_boxes),
         leave_out_wrong=flags.leave_out_wrong,
+        leave_out=tuple(flags.leave_out),
         split=flags.split,
         box_space=flags.box_space,
     )

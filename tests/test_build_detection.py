@@ -818,3 +818,21 @@ def test_no_written_box_is_empty() -> None:
         for kept in verdict.boxes:
             x1, _, x2, _ = (round(2 * v) for v in kept)
             assert x1 < x2
+
+
+def test_images_of_another_set_are_left_out(make: Make, tmp_path: Path) -> None:
+    content = coco([(image, 1, 10, 10, 50, 50) for image in range(1, 9)], images=8)
+    train = make(content, "train.jsonl", categories=("cat",), shots=3)
+    others = (tmp_path / "out" / "train.jsonl",)
+    validation = make(content, "validation.jsonl", shots=5, leave_out=others, negatives=0.2)
+    seen = {row["image_id"] for row in train}
+    assert len(seen) == 3
+    assert {row["image_id"] for row in validation} == {str(i) for i in range(1, 9)} - set(map(str, seen)) or {
+        row["image_id"] for row in validation
+    } == set(range(1, 9)) - seen
+    with pytest.raises(UserError, match="no rows"):
+        make(content, "none.jsonl", leave_out=(others[0], tmp_path / "out" / "validation.jsonl"))
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text(json.dumps({"problem": "p", "solution": "s"}) + "\n")
+    with pytest.raises(UserError, match="--leave_out .*foreign.jsonl: no column 'image_id'"):
+        make(content, "none.jsonl", leave_out=(foreign,))

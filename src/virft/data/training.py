@@ -170,6 +170,28 @@ def prepared_rows(
     return rows
 
 
+def rows_and_held_out(
+    source: Any, settings: Any, processor: Any
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The rows to train on and, where training evaluates, held-out ones.
+
+    Args:
+        source: with ``dataset_name``, ``dataset_train_split``, ``eval_dataset_name`` (None: the first name's
+            ``dataset_test_split``) and ``image_folder``.
+        settings: as for :func:`prepared_rows`, with ``eval_strategy``.
+        processor: the model's.
+
+    Raises:
+        UserError: see :func:`prepared_rows`.
+    """
+    folder = source.image_folder
+    rows = prepared_rows(source.dataset_name, source.dataset_train_split, folder, settings, processor)
+    if settings.eval_strategy == "no":
+        return rows, None
+    name = source.eval_dataset_name or source.dataset_name
+    return rows, prepared_rows(name, source.dataset_test_split, folder, settings, processor)
+
+
 def data_summary(rows: datasets.Dataset, name: str | Sequence[str], split: str) -> dict[str, Any]:
     """What a checkpoint's manifest says of the rows."""
     return {

@@ -30,6 +30,7 @@ from virft.data.builders.progress import Stage, silent
 from virft.data.builders.readers import READERS
 from virft.data.builders.rules import BoxRules
 from virft.data.coco import choose_categories, shown
+from virft.data.sources import read_table
 from virft.errors import UserError
 
 ANNOTATION_SUFFIXES = (".txt", ".xml", ".yaml")
@@ -46,6 +47,7 @@ class DetectionSettings:
         kind: a key of :data:`virft.data.builders.readers.READERS`.
         image_folder: what image paths are relative to; None: the source's folder (YOLO, VOC: their own).
         categories: names and presets of :func:`virft.data.coco.choose_categories`; empty: all.
+        leave_out: other sets of the same source, none of whose images are taken.
         shots, rows, negatives, seed: see :class:`virft.data.builders.choice.Choice`.
         space: coordinate space of the rows, a member of :data:`virft.boxes.MODEL_SPACES`.
         min_pixels, max_pixels: the pixel budget that ``abs_resized`` boxes are for; needed by them only.
@@ -68,6 +70,7 @@ class DetectionSettings:
     max_pixels: int | None = None
     rules: BoxRules = field(default_factory=BoxRules)
     leave_out_wrong: bool = False
+    leave_out: tuple[Path, ...] = ()
     split: str | None = None
     box_space: str = "pixels"
 
@@ -91,6 +94,7 @@ class DetectionSettings:
     def manifest(self) -> dict[str, Any]:
         """The settings as JSON, with the source's fingerprint."""
         values = asdict(self) | {"source": self._fingerprint()}
+        values["leave_out"] = [fingerprint(path) for path in self.leave_out]
         values["image_folder"] = self.image_folder and self.image_folder.as_posix()
         return {"task": "detection", **json.loads(json.dumps(values))}
 
@@ -170,6 +174,8 @@ def _prepare(index: Index, settings: DetectionSettings, processes: int, stage: S
     folder = settings.image_folder if settings.kind in ("yolo", "voc") else settings.images
     entries = READERS[settings.kind](settings.source, folder, box_space=settings.box_space, **options)
     index.load(entries, source, stage("reading annotations", None))
+    for other in settings.leave_out:
+        index.leave_out(image_ids(other))
     wanted = category_positions(index.categories(), settings.categories)
     judged = stage("applying the rules", index.counts.images)
     index.judge_pairs(
@@ -184,6 +190,14 @@ def _prepare(index: Index, settings: DetectionSettings, processes: int, stage: S
             f"(left out: {left_out or 'none'})"
         )
     return chosen
+
+
+def image_ids(rows: Path) -> set[str]:
+    """The images of a set that a builder made. Raises UserError for rows without ``image_id``."""
+    table, *_ = read_table(str(rows))
+    if "image_id" not in table.column_names:
+        raise UserError(f"--leave_out {rows}: no column 'image_id'; give a set that this program built")
+    return {str(value) for value in table.column("image_id").to_pylist()}
 
 
 def category_positions(categories: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> tuple[int, ...]:

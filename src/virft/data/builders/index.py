@@ -131,6 +131,14 @@ class Index:
             "SELECT COUNT(*) FROM images WHERE id NOT IN (SELECT image FROM boxes)"
         )[0]
 
+    def leave_out(self, ids: Iterable[str]) -> int:
+        """Forget these images and their boxes, as if the source had none of them; how many there were."""
+        before = self.connection.total_changes
+        self.connection.executemany("DELETE FROM images WHERE id = ?", ((i,) for i in ids))
+        gone = self.connection.total_changes - before
+        self.connection.execute("DELETE FROM boxes WHERE image NOT IN (SELECT id FROM images)")
+        return gone
+
     def judge_pairs(
         self,
         rules: BoxRules,

@@ -353,7 +353,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         UserError: the file cannot be read, or a row is not an object, naming it.
     """
     if path.suffix not in RECORD_SUFFIXES:
-        raise UserError(f"{path}: must end in {', '.join(RECORD_SUFFIXES)}")
+        raise UserError(f"{path}: must end in {', '.join(RECORD_SUFFIXES[:-1])} or {RECORD_SUFFIXES[-1]}")
     if path.suffix == ".csv":
         rows: Iterator[Any] = _csv_rows(path)
     elif path.suffix == ".jsonl":
