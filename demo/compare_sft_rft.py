@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run_seed(folder: Path, seed: int, task: Task, machine: Machine) -> dict[str,
             "seed": seed,
             "base": str(place),
             "sets": contests,
-            "rules": asdict(rules),
+            "rules": rules.of_training(),
             "seconds": journal.seconds(),
             "cpu_seconds": journal.seconds("cpu_seconds"),
         }
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs.append(run_seed(_of(output, seed), seed, task_of(seed), machine))
         task = task_of(flags.seeds[0])
         results = comparison.results(task.name, task.about, task.rules.suite, task.methods, runs)
+        results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {machine.processes} processes"
         results["versions"] = {"python": platform.python_version(), **installed_versions()}
         with replacing(output / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
