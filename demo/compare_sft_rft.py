@@ -8,9 +8,10 @@
 Your own model and rows (JSONL with problem, solution, image; see README, "Your own data"):
 
     python demo/compare_sft_rft.py --task detection --model Qwen/Qwen2-VL-2B-Instruct \\
-        --rows train.jsonl --validation validation.jsonl \\
-        --suite_flags "--annotations val.json --image_folder val2017 --categories fewshot8" \\
+        --rows train.jsonl --validation validation.jsonl --test test.jsonl \\
         --train_flags "--deepspeed local_scripts/zero3.json --bf16 true" --processes 8
+
+In place of --test, a suite with its own data: --suite_flags "--annotations val.json --image_folder val2017".
 
 Both methods start from the same model and get the same rows, prompts, pixel budget, number of steps and
 validation rows; each is trained once for each of its learning rates. Four models sit the examination beside
@@ -63,7 +64,7 @@ def run_seed(folder: Path, seed: int, task: Task, machine: Machine) -> dict[str,
         plan += Contest.plan(task.methods, RowSet(name, "", ""), COSTS)
     with Journal(folder, plan, ROOT).opened() as journal:
         model, row_sets = task.prepare(journal, machine)
-        made = [stage.name for stage in task.stages]
+        made = task.made_by
         place, done = journal.stage(BASE, {"model": model, "rules": rules.of_examination()}, made)
         if done is None:
             examine(journal, rules, model, place, "base-examination")
@@ -113,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--validation", help="rows that choose the learning rate and the best step; never trained on"
     )
+    own.add_argument("--test", help="rows of the examination; or name a suite's own data with --suite_flags")
     own.add_argument("--suite", choices=list(COLUMNS), help="of virft.evaluate; default: the task's")
     own.add_argument("--suite_flags", help="its flags, in one string: which annotations, images, categories")
     own.add_argument("--train_flags", default="", help="flags of both training programs, in one string")
@@ -161,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"\n=== seed {seed} ===\n")
             runs.append(run_seed(_of(output, seed), seed, task_of(seed), machine))
         task = task_of(flags.seeds[0])
-        results = comparison.results(task.name, task.about, task.rules.suite, task.methods, runs)
+        results = comparison.results(
+            task.name, task.about, task.rules.suite, task.rules.task, task.methods, runs
+        )
         results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {machine.processes} processes"
         results["versions"] = {"python": platform.python_version(), **installed_versions()}
         with replacing(output / "results.json") as temporary:

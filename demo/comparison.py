@@ -10,7 +10,7 @@ import numpy as np
 from contest import BASE, CHOICES, Method
 from matplotlib.figure import Figure
 from report import COLOURS, save
-from scores import COLUMNS, main_column, numbers, over_seeds, statistic
+from scores import columns, numbers, over_seeds, statistic
 
 from virft.metrics import bootstrap
 
@@ -19,13 +19,18 @@ PALETTE = {"sft": COLOURS["sft"], "sft-self": "#8c6bb1", "rft": COLOURS["grpo"]}
 
 
 def results(
-    name: str, about: str, suite: str, methods: Sequence[Method], runs: Sequence[Mapping[str, Any]]
+    name: str,
+    about: str,
+    suite: str,
+    task: str,
+    methods: Sequence[Method],
+    runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Everything that ``results.json`` holds but the versions.
 
     Args:
         name, about: of the contest.
-        suite: of the examination.
+        suite, task: of the examination.
         methods: who competed.
         runs: one for each seed, from :func:`compare_sft_rft.run_seed`.
 
@@ -40,7 +45,7 @@ def results(
         for contestant in contests[0]["contestants"]:
             places[contestant] = [Path(c["contestants"][contestant]["examination"]) for c in contests]
         sets[chosen] = {
-            "contestants": {n: _summary(suite, where) for n, where in places.items()},
+            "contestants": {n: _summary(suite, task, where) for n, where in places.items()},
             "differences": _differences(suite, methods, places),
             "chosen": [
                 {n: {k: c[k] for k in ("rate", "step", "validation")} for n, c in each["contestants"].items()}
@@ -52,7 +57,8 @@ def results(
         "name": name,
         "about": about,
         "suite": suite,
-        "metric": main_column(suite),
+        "task": task,
+        "metric": next(iter(columns(suite, task))),
         "titles": {m.name: m.title for m in methods},
         "seeds": [run["seed"] for run in runs],
         "sets": sets,
@@ -62,9 +68,9 @@ def results(
     }
 
 
-def _summary(suite: str, places: Sequence[Path]) -> dict[str, Any]:
-    rows = [numbers(suite, place) for place in places]
-    known = [name for name in COLUMNS[suite] if all(row[name] is not None for row in rows)]
+def _summary(suite: str, task: str, places: Sequence[Path]) -> dict[str, Any]:
+    rows = [numbers(suite, task, place) for place in places]
+    known = [name for name in columns(suite, task) if all(row[name] is not None for row in rows)]
     return {
         "rows": rows,
         "mean": {name: float(np.mean([row[name] for row in rows])) for name in known},
@@ -104,16 +110,16 @@ def _interval(before: bootstrap.Statistic, after: bootstrap.Statistic, count: in
 
 def table(found: Mapping[str, Any]) -> str:
     """Markdown: one row a contestant with mean and deviation over seeds, then the differences."""
-    columns = COLUMNS[found["suite"]]
+    titles = {name: column.title for name, column in columns(found["suite"], found["task"]).items()}
     parts = []
     for name, each in found["sets"].items():
-        shown = [c for c in columns if c in each["contestants"][BASE]["mean"]]
-        head = "| " + " | ".join([name or "model", *(columns[c].title for c in shown)]) + " |"
+        shown = [c for c in titles if c in each["contestants"][BASE]["mean"]]
+        head = "| " + " | ".join([name or "model", *(titles[c] for c in shown)]) + " |"
         lines = [head, "|---" * (len(shown) + 1) + "|"]
         for contestant, summary in each["contestants"].items():
             cells = [_cell(c, summary) for c in shown]
             lines.append("| " + " | ".join([_title(found, contestant), *cells]) + " |")
-        metric = columns[found["metric"]].title
+        metric = titles[found["metric"]]
         lines += ["", f"| {metric}: difference, 95 % interval | "
                   + " | ".join(f"seed {s}" for s in found["seeds"]) + " | all seeds |",
                   "|---" * (len(found["seeds"]) + 2) + "|"]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from virft.data import coco
+from virft.evaluate import rows
 from virft.evaluate.asking import scores_path
 from virft.metrics import bootstrap, classification, detection
 from virft.predictions import load_meta, load_predictions
@@ -68,33 +69,40 @@ COLUMNS: Mapping[str, Mapping[str, Column]] = MappingProxyType(
     }
 )
 """Suite -> columns by name. The first one is what the suite is about and what intervals are given for."""
+ROWS = "rows"
+"""The suite of the user's own rows; its score files have the columns of the suite of their task."""
 SUITE_OF = MappingProxyType({"detection": "coco", "classification": "classification", "grounding": "lisa"})
 """Task -> the suite that examines it unless another is named."""
 
 
-def main_column(suite: str) -> str:
-    """The name of the column that intervals are given for."""
-    return next(iter(COLUMNS[suite]))
+def columns(suite: str, task: str) -> Mapping[str, Column]:
+    """The columns of a suite's table."""
+    return COLUMNS[SUITE_OF[task] if suite == ROWS else suite]
 
 
-def numbers(suite: str, place: Path) -> dict[str, float | None]:
+def numbers(suite: str, task: str, place: Path) -> dict[str, float | None]:
     """The table's numbers of one contestant."""
     scores = _scores(place)
-    return {name: column.read(scores) for name, column in COLUMNS[suite].items()}
+    return {name: column.read(scores) for name, column in columns(suite, task).items()}
 
 
 def statistic(suite: str, place: Path) -> tuple[bootstrap.Statistic, int]:
     """The main number as a function of how often each unit is drawn, and the number of units.
 
-    Units are images (coco) or questions. On LVIS it is the mean IoU over questions: its AP leaves out
+    Units are images (coco), rows or questions. On LVIS it is the mean IoU over questions: its AP leaves out
     categories that an image was not searched for, which a resampled set would have to know.
     """
-    replies = load_predictions(place / REPLIES)
-    if suite == "classification":
-        judged = classification.score(replies, (load_meta(place / REPLIES) or {}).get("classes", ()))
+    replies, meta = load_predictions(place / REPLIES), load_meta(place / REPLIES) or {}
+    if suite == ROWS and meta["task"] == "detection":
+        results, truth = rows.detections(replies, meta)
+        return bootstrap.average_precision(results, truth), len(truth.images)
+    if suite == ROWS and meta["task"] == "classification":
+        replies = rows.labelled(replies)
+    if "classification" in (suite, meta.get("task")):
+        judged = classification.score(replies, meta.get("classes", ()))
         return bootstrap.mean([float(row.right) for row in judged.rows]), len(judged.rows)
     scores = _scores(place)
-    if suite == "lisa":
+    if suite in (ROWS, "lisa"):
         return bootstrap.mean([row["iou"] for row in scores["rows"]]), len(scores["rows"])
     said = scores["protocol"]
     annotations = coco.load_annotations(said["annotations"])

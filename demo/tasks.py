@@ -13,7 +13,7 @@ import miniature
 from contest import Method, RowSet, Rules
 from machine import TINY, Machine
 from presets import PRESETS, Preset, rft, sft
-from scores import SUITE_OF
+from scores import ROWS, SUITE_OF
 from stages import Journal, Stage
 
 from virft.data.digits import CLASSIFICATION_SUBJECT
@@ -41,7 +41,8 @@ class Task:
         rules: for all methods; ``rows_at_once`` 0 is a process's share of a step.
         methods: who competes.
         sets: names of the row sets; one contest for each.
-        stages: of the journal, that make model and rows.
+        stages: of the journal, before the contests.
+        made_by: those of them that make model and rows; when one is done anew, so is all that follows.
         prepare: runs them; gives the model and the row sets.
     """
 
@@ -51,6 +52,7 @@ class Task:
     methods: tuple[Method, ...]
     sets: tuple[str, ...]
     stages: tuple[Stage, ...]
+    made_by: tuple[str, ...]
     prepare: Callable[[Journal, Machine], tuple[str, list[RowSet]]]
 
 
@@ -86,23 +88,26 @@ def from_preset(name: str, preset: Preset, folder: Path, seed: int) -> Task:
         validation = str(digits / "validation.jsonl")
         return str(model), [RowSet(name, str(digits / f"{name}.jsonl"), validation) for name in sets]
 
-    return Task(name, preset.about, rules, preset.methods, sets, miniature.PLAN, prepare)
+    made_by = tuple(stage.name for stage in miniature.PLAN)
+    return Task(name, preset.about, rules, preset.methods, sets, miniature.PLAN, made_by, prepare)
 
 
 def from_flags(flags: argparse.Namespace, seed: int) -> Task:
     """The contest of the user's own model and rows. Raises UserError naming a flag."""
-    needed = ("task", "model", "rows", "validation", "suite_flags")
+    needed = ("task", "model", "rows", "validation")
     missing = [f"--{name}" for name in needed if not getattr(flags, name)]
     if missing:
         raise UserError(
             f"{', '.join(missing)} missing: a model of your own needs "
             f"{', '.join('--' + n for n in needed)}; or choose a --preset ({', '.join(PRESETS)})"
         )
+    if bool(flags.test) == bool(flags.suite_flags):
+        raise UserError("give one examination: --test FILE of rows, or --suite_flags for a suite's own data")
     for given in ("preset", "shots", "short"):
         if getattr(flags, given):
             raise UserError(f"--{given} is for the digit scans; leave it out beside --model and --rows")
     rows = RowSet("", flags.rows.format(seed=seed), flags.validation.format(seed=seed))
-    for path in (rows.rows, rows.validation):
+    for path in (rows.rows, rows.validation, *([flags.test] if flags.test else [])):
         if path.endswith(FILES) and not Path(path).is_file():
             raise UserError(f"{path}: no such file")
     rules = Rules(
@@ -110,27 +115,30 @@ def from_flags(flags: argparse.Namespace, seed: int) -> Task:
         **OWN_NUMBERS,
         answering=flags.batch_size,
         train_flags=tuple(shlex.split(flags.train_flags)),
-        suite=flags.suite or SUITE_OF[flags.task],
-        suite_flags=tuple(shlex.split(flags.suite_flags)),
+        suite=ROWS if flags.test else flags.suite or SUITE_OF[flags.task],
+        suite_flags=("--dataset", flags.test, "--task", flags.task)
+        if flags.test
+        else tuple(shlex.split(flags.suite_flags)),
     )
     check = Stage(
         "rows",
         "The rows are checked",
-        "readable images and solutions, and no image in both training and validation rows",
+        "readable images and solutions, and no image both trained on and held out",
         5,
     )
 
     def prepare(journal: Journal, machine: Machine) -> tuple[str, list[RowSet]]:
-        _, done = journal.stage("rows", {"rows": rows.rows, "validation": rows.validation})
+        _, done = journal.stage("rows", {"rows": [rows.rows, rows.validation, flags.test]})
         if done is None:
             command = [sys.executable, "-m", "virft.data.validate", rows.rows, "--task", flags.task]
-            journal.run([*command, "--held_out", rows.validation], "rows", 0)
+            for held_out in (rows.validation, *([flags.test] if flags.test else [])):
+                journal.run([*command, "--held_out", held_out], "rows", 0)
             journal.finish()
         return flags.model, [rows]
 
     methods = (sft("3e-6", "1e-5", "3e-5", remember=False), rft("1e-6", "3e-6"))
     about = f"{flags.model} on {flags.rows}"
-    return Task(Path(rows.rows).stem, about, rules, methods, ("",), (check,), prepare)
+    return Task(Path(rows.rows).stem, about, rules, methods, ("",), (check,), (), prepare)
 
 
 def adjusted(task: Task, flags: argparse.Namespace) -> Task:

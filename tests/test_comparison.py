@@ -143,7 +143,7 @@ def test_the_table_holds_the_scorers_numbers_and_the_pairs(
         }
         for seed in (0, 1)
     ]
-    found = demo.comparison.results("preset", "about", "coco", methods, runs)
+    found = demo.comparison.results("preset", "about", "coco", "detection", methods, runs)
     shot = found["sets"]["1-shot"]
     scores = {n: json.loads((p / "replies.scores.json").read_text()) for n, p in examined.items()}
     assert shot["contestants"]["rft-best"]["mean"]["map"] == scores["rft"]["AP"]
@@ -173,7 +173,7 @@ def run(root: Path, *flags: object) -> subprocess.CompletedProcess:
     [
         (
             ["--model", "m", "--rows", "rows.jsonl", "--task", "detection"],
-            "--validation, --suite_flags missing",
+            "--validation missing",
         ),
         (
             [
@@ -254,25 +254,34 @@ def test_short_mode_killed_and_continued(demo: SimpleNamespace, root: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_model_and_rows_of_ones_own(root: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> None:
-    """Grounding: LISA's format examines, the rows are made from it by the builder."""
+    """Grounding, examined by LISA's suite, then by rows: another examination is no reason to train again."""
     split = lisa_split(tmp_path / "val")
     build = [sys.executable, str(root / "dataset" / "build_grounding.py")]
-    for name, colours in (("rows-0", ("red", "green", "blue")), ("validation", ("cyan", "pink", "gold"))):
+    colours = {"rows-0": ("red", "green", "blue"), "validation": ("cyan", "pink", "gold")}
+    colours["test"] = ("black", "white", "brown")
+    for name, chosen in colours.items():
         images = lisa_split(tmp_path / name)
-        for picture, colour in zip(sorted(images.glob("*.jpg")), colours, strict=True):
+        for picture, colour in zip(sorted(images.glob("*.jpg")), chosen, strict=True):
             image(picture, colour)
         flags = ["--split", str(images), "--output", str(tmp_path / f"{name}.jsonl")]
         subprocess.run([*build, *flags], check=True, capture_output=True)
-    done = run(
-        root,
+    contest = [
         *("--task", "grounding", "--model", tiny_qwen2_vl, "--rows", tmp_path / "rows-{seed}.jsonl"),
-        *("--validation", tmp_path / "validation.jsonl", "--suite_flags", f"--annotations {split}"),
-        *("--seeds", 0, "--processes", 1),
+        *("--validation", tmp_path / "validation.jsonl", "--seeds", 0, "--processes", 1),
         *("--steps", 2, "--eval_every", 1, "--rows_per_step", 2, "--max_completion_length", 8),
         *("--sft_rates", "1e-4", "--rft_rates", "1e-4", "--rft_flags", "--num_generations 2"),
         *("--train_flags", "--bf16 false", "--output", tmp_path / "out"),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["metric"] == "miou"
-    assert list(results["sets"][""]["contestants"]) == ["base", "sft-end", "sft-best", "rft-end", "rft-best"]
+    ]
+    for examination, trainings in (
+        (("--suite_flags", f"--annotations {split}"), 2),
+        (("--test", tmp_path / "test.jsonl"), 0),
+    ):
+        done = run(root, *contest, *examination)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("torchrun") == trainings
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert results["metric"] == "miou"
+        names = ["base", "sft-end", "sft-best", "rft-end", "rft-best"]
+        assert list(results["sets"][""]["contestants"]) == names
+    leaking = run(root, *contest, "--test", tmp_path / "rows-0.jsonl")
+    assert leaking.returncode == 1 and "take it out of one set" in leaking.stderr

@@ -82,3 +82,15 @@ def test_a_prompt_says_its_space_and_can_be_said_in_another() -> None:
 
 def test_the_prompt_s_own_template_is_no_answer() -> None:
     assert parse_detections(prompts.detection("cat")).reason == "bad_position"
+
+
+@pytest.mark.parametrize("space", prompts.COORDINATE_PHRASE)
+@pytest.mark.parametrize("name", ["cat", "hot dog", "driver's license", "it' in the image, and", "犬"])
+def test_the_category_of_a_detection_prompt_is_read_back(space: str, name: str) -> None:
+    assert prompts.asked_category(prompts.detection(name, space)) in (name, None)
+    assert prompts.asked_category(prompts.detection("cat", space)) == "cat"
+
+
+@pytest.mark.parametrize("text", ["", "Detect all objects", prompts.grounding("it"), "'cat'"])
+def test_other_texts_ask_for_no_category(text: str) -> None:
+    assert prompts.asked_category(text) is None

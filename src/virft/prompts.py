@@ -56,6 +56,14 @@ def detection(category: str, space: str = "norm1000") -> str:
     )
 
 
+def asked_category(problem: str) -> str | None:
+    """The category that a detection prompt of ours asks for, in any space; None for other texts."""
+    before, after = detection("\0").split("\0")[:2]
+    start = problem.partition(before)[2]
+    name = start.partition(after.partition(COORDINATE_PHRASE["norm1000"])[0])[0]
+    return name if name and problem in {detection(name, space) for space in COORDINATE_PHRASE} else None
+
+
 def classification(contains: str, to_name: str) -> str:
     """The fine-grained classification prompt, e.g. ``classification(*SUBJECTS["aircraft"])``.
 

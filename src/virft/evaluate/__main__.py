@@ -18,6 +18,7 @@ SUITES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "virft.evaluate.classification",
             "fine-grained classification, or your own images",
         ),
+        "rows": ("virft.evaluate.rows", "your own held-out rows: detection, classification or grounding"),
         "lisa": ("virft.evaluate.lisa", "reasoning grounding on LISA's ReasonSeg, with masks through SAM"),
     }
 )

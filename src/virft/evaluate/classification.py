@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,18 +189,30 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         predictions = [relabelled(p, listed, aliases) for p in predictions]
     else:
         names = meta.get("classes", ())
+    numbers = count(predictions, names, len(meta.get("skipped_images", ())))
+    numbers["protocol"] = {"predictions": settings.predictions, "inference": meta or None}
+    say(table(numbers, settings.confusions))
+    if settings.output:
+        protocol.write_json(settings.output, numbers)
+        say(f"written to {settings.output}")
+    return numbers
+
+
+def count(predictions: Sequence[Prediction], names: Sequence[str], skipped: int) -> dict[str, Any]:
+    """The numbers of :func:`score` without its protocol.
+
+    Args:
+        predictions: with ``label`` and ``aliases`` in their meta.
+        names: the classes; without them those of the predictions.
+        skipped: how many images were left out.
+    """
     judged = metrics.score(predictions, names)
     numbers = {
         f.name: getattr(judged, f.name) for f in dataclasses.fields(judged) if f.name in metrics.NUMBERS
     }
     numbers["classes"] = [{**dataclasses.asdict(c), "accuracy": c.accuracy} for c in judged.classes]
     numbers["confusions"] = [dataclasses.asdict(c) for c in judged.confusions]
-    numbers["skipped"] = len(meta.get("skipped_images", ()))
-    numbers["protocol"] = {"predictions": settings.predictions, "inference": meta or None}
-    say(table(numbers, settings.confusions))
-    if settings.output:
-        protocol.write_json(settings.output, numbers)
-        say(f"written to {settings.output}")
+    numbers["skipped"] = skipped
     return numbers
 
 

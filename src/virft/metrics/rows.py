@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from virft.boxes import convert, iou, resized
 from virft.errors import UserError
-from virft.metrics.detection import evaluate, from_replies, make_truth
+from virft.metrics import detection
 from virft.parsing import normalize_class, parse_class, parse_detections, parse_grounding
+from virft.prompts import asked_category
 from virft.types import Prediction
 
 Rows = Sequence[Mapping[str, Any]]
@@ -77,24 +79,50 @@ class RowMetric:
                 numbers |= compute[task](*zip(*own, strict=True))
         return numbers
 
-    def _detection(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
-        """COCO's numbers; what a row asks for (column ``category``, else its whole problem) is its
-        category."""
-        asked = [str(row.get("category") or row["problem"]) for row in rows]
+    def detections(
+        self, rows: Rows, predictions: Sequence[Prediction]
+    ) -> tuple[detection.Results, detection.Truth]:
+        """Detection rows as a COCO set: each row is an image of its own, and what it asks for its category.
+
+        That is the column ``category``, else what our own prompt names, else the whole problem.
+
+        Args:
+            rows: with ``problem``, ``solution``, ``image_sizes``.
+            predictions: one for each, in the same order; ids and meta are not looked at.
+        """
+        asked = [str(row.get("category") or asked_category(row["problem"]) or row["problem"]) for row in rows]
         category_ids = {name: number for number, name in enumerate(dict.fromkeys(asked), 1)}
-        images, annotations, predictions = [], [], []
-        for number, (row, reply, name) in enumerate(zip(rows, replies, asked, strict=True)):
+        images, annotations, placed = [], [], []
+        for number, (row, prediction, name) in enumerate(zip(rows, predictions, asked, strict=True)):
             size, model_size = self._sizes(row)
             images.append({"id": number, "width": size[0], "height": size[1]})
             for truth in parse_detections(row["solution"]).value or ():
                 box = convert(truth.box, self.space, "xywh", size, model_size)
                 annotations.append({"image_id": number, "category_id": category_ids[name], "bbox": list(box)})
             meta = {"image_id": number, "category_id": category_ids[name]}
-            predictions.append(Prediction(str(number), reply, self.space, size, model_size, meta=meta))
+            sizes = {"space": self.space, "image_size": size, "model_size": model_size}
+            placed.append(replace(prediction, id=str(number), meta=meta, **sizes))
         categories = [{"id": number, "name": name} for name, number in category_ids.items()]
-        truth = make_truth({"images": images, "annotations": annotations, "categories": categories})
-        results = from_replies(predictions, truth)
-        found = evaluate(results, truth)
+        truth = detection.make_truth({"images": images, "annotations": annotations, "categories": categories})
+        return detection.from_replies(placed, truth), truth
+
+    def overlaps(self, rows: Rows, replies: Sequence[str]) -> list[tuple[float, str]]:
+        """IoU and reason code of each reply to a grounding row; without a readable box 0."""
+        found = []
+        for row, reply in zip(rows, replies, strict=True):
+            truth, said = parse_grounding(row["solution"]), parse_grounding(reply)
+            overlap = 0.0
+            if truth.ok and said.ok:
+                # IoU differs between a space and pixels only by the rounding of the resized size.
+                sizes = self._sizes(row)
+                overlap = iou(*(convert(b.value, self.space, "pixels", *sizes) for b in (said, truth)))
+            found.append((overlap, said.reason))
+        return found
+
+    def _detection(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
+        predictions = [Prediction(str(number), reply, self.space) for number, reply in enumerate(replies)]
+        results, truth = self.detections(rows, predictions)
+        found = detection.evaluate(results, truth)
         return {
             "map": found["AP"],
             "ap50": found["AP50"],
@@ -111,15 +139,9 @@ class RowMetric:
         return {"accuracy": right / len(rows), "unreadable": unread / len(rows)}
 
     def _grounding(self, rows: Rows, replies: Sequence[str]) -> dict[str, float]:
-        overlap, unread = 0.0, 0
-        for row, reply in zip(rows, replies, strict=True):
-            truth, said = parse_grounding(row["solution"]), parse_grounding(reply)
-            unread += not said.ok
-            if truth.ok and said.ok:
-                # IoU differs between a space and pixels only by the rounding of the resized size.
-                sizes = self._sizes(row)
-                overlap += iou(*(convert(b.value, self.space, "pixels", *sizes) for b in (said, truth)))
-        return {"miou": overlap / len(rows), "unreadable": unread / len(rows)}
+        found = self.overlaps(rows, replies)
+        unread = sum(reason != "ok" for _, reason in found)
+        return {"miou": sum(o for o, _ in found) / len(rows), "unreadable": unread / len(rows)}
 
     def _sizes(self, row: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Sizes of the image and of the resized image; boxes of other rows are compared in their own
