@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import trl.generation.vllm_generation
-from training_setup import ROOT, flags, write_rows
+from training_setup import ROOT, flags, torchrun, write_rows
 
 from virft import grpo
 from virft.checkpoint import read_manifest
@@ -72,6 +72,27 @@ def test_the_reference_s_command_means_the_same(tmp_path: Path) -> None:
         ({"use_peft": "true", "lora_vision": "true", "freeze_vision": "true"}, "exclude each other"),
         ({"use_peft": "true", "lora_vision": "true", "lora_target_modules": "q_proj"}, "exclude each other"),
         ({"resume_from_checkpoint": "absent"}, "no whole checkpoint"),
+        ({"num_generation": 4}, "ambiguous option"),
+        ({"max_pixel": 4, "max_pixels": None, "min_pixel": 1, "nosuch": 1}, "unknown flag --nosuch"),
+        ({"temprature": 1}, "unknown flag --temprature; did you mean --temperature"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0 must be at least 1"),
+        ({"per_device_eval_batch_size": -1}, "must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "must be at least 1"),
+        ({"max_completion_length": 0}, "must be at least 1"),
+        ({"beta": -0.1}, "--beta -0.1 must be at least 0"),
+        ({"temperature": 0}, "--temperature 0 must be positive"),
+        ({"top_p": 2}, "positive and at most 1"),
+        ({"loss_type": "gpro"}, "--loss_type gpro is none of grpo"),
+        ({"max_pixels": "many"}, "invalid int value: 'many'"),
+        ({"generation_kwargs": "{top_k: 5}"}, "--generation_kwargs is not valid JSON"),
+        ({"deepspeed": "absent.json"}, "--deepspeed absent.json: no such file"),
+        ({"config": "absent.yaml"}, "--config absent.yaml: no such file"),
+        ({"report_to": "wandbb"}, "--report_to wandbb is unknown or not installed"),
+        ({"dtype": "float61"}, "--dtype float61 is no type"),
+        ({"attn_implementation": "spda"}, "--attn_implementation spda is none of"),
+        ({"use_peft": "true", "lora_r": 0}, "--lora_r 0"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "--eval_strategy needs --eval_dataset_name"),
+        ({"load_best_model_at_end": "true"}, "--load_best_model_at_end needs held-out rows"),
         ({"shared_prefix_cache": "none"}, "--shared_prefix_cache none"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -94,6 +115,23 @@ def test_bad_input_is_one_sentence_before_any_weights(
         grpo.main([*argv, "--use_cpu", "true"])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_folder_that_cannot_be_is_refused(
+    place: str, rows: Path, tiny_qwen2_vl: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    argv = [*flags(tiny_qwen2_vl, rows, tmp_path / place), "--use_cpu", "true"]
+    with pytest.raises(UserError, match="--output_dir .*name a"):
+        grpo.main(argv)
+
+
+@pytest.mark.slow
+def test_on_several_processes_an_error_is_said_once(rows: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    done = torchrun(flags(tiny_qwen2_vl, rows, tmp_path, reward_funcs="accuracy_iu"))
+    assert done.stderr.count("error: unknown reward 'accuracy_iu'") == 1
+    assert "exitcode  : 2" in done.stderr and "UserError" not in done.stderr
 
 
 def test_an_error_is_a_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:

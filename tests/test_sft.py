@@ -129,6 +129,10 @@ def test_training_ends_at_the_metric(
         ({"stop_metric": "mean_iou"}, "need each other"),
         ({"stop_metric": "mean_iou", "stop_value": 0.5}, "needs held-out rows"),
         ({"max_length": 512}, "--max_length would cut images"),
+        ({"task": "detektion"}, "no metric for task 'detektion'"),
+        ({"skip_long_prompts": "true"}, "needs --max_prompt_length"),
+        ({"remember_rows": -1}, "--remember_rows -1 must be at least 0"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "--eval_strategy needs --eval_dataset_name"),
         ({"dataset_name": "absent.jsonl"}, "no such file"),
     ],
 )

@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from training_setup import log_without_times, write_rows
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from virft.checkpoint import is_whole, last_checkpoint, read_manifest, rotate
+from virft.checkpoint import (
+    Manifest,
+    file_sizes,
+    is_whole,
+    last_checkpoint,
+    read_manifest,
+    rotate,
+    write_manifest,
+)
 from virft.data.training import load_rows, target_text, to_prompts
 from virft.errors import UserError
 from virft.memory import out_of_memory_advice
@@ -160,13 +168,16 @@ def test_half_written_and_deleted_checkpoints_are_passed_over(tmp_path: Path) ->
     for step in (1, 2, 3, 10):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        for name in ("trainer_state.json", "optimizer.pt", "virft.json"):
+        for name in ("trainer_state.json", "optimizer.pt"):
             (folder / name).write_text("{}")
+        write_manifest(folder, Manifest("norm1000", 3136, 12544, step=step))
     (tmp_path / "checkpoint-10" / "virft.json").unlink()
     found, passed = last_checkpoint(tmp_path)
     assert found.name == "checkpoint-3" and [p.name for p in passed] == ["checkpoint-10"]
     (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()  # --save_only_model
     assert last_checkpoint(tmp_path)[0].name == "checkpoint-2"
+    (tmp_path / "checkpoint-2" / "virft.json").write_text("")  # a machine without power
+    assert last_checkpoint(tmp_path)[0].name == "checkpoint-1"
     deleted = rotate(tmp_path, 2, keep=[tmp_path / "checkpoint-1"])
     assert [p.name for p in deleted] == ["checkpoint-2", "checkpoint-3"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-10"]
@@ -193,6 +204,13 @@ def test_everything_learns_and_the_checkpoint_answers_the_same(
     assert {"kl", "completions/unique_ratio", "frac_reward_zero_std", "rewards/letters/mean"} <= set(first)
     folder = tmp_path / "checkpoint-2"
     assert is_whole(folder)
+    assert set(read_manifest(folder).files) == set(file_sizes(folder))
+    for damage in (lambda content: content[:-1], lambda content: b""):
+        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(damage(content))
+            assert not is_whole(folder), name
+            (folder / name).write_bytes(content)
     manifest = read_manifest(folder)
     assert (
         manifest.max_pixels == 12544

@@ -47,6 +47,7 @@ class Manifest:
         versions: package -> version.
         git_revision: of the source tree that ran, with "+" when it had changes; None outside a repository.
         config: every setting of the run, as plain JSON values.
+        files: path within the checkpoint -> bytes, of every file that resuming needs; empty for a model.
     """
 
     space: str
@@ -63,6 +64,20 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, args: Any, task: Iterable[str], data: Mapping[str, Any]) -> Manifest:
+        """What a program knows of its run: a training configuration whose choices are settled, tasks and
+        data."""
+        return cls(
+            space=args.coordinates,
+            min_pixels=args.min_pixels,
+            max_pixels=args.max_pixels,
+            system_prompt=args.system_prompt or None,
+            task=tuple(task),
+            data=data,
+        )
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
@@ -195,24 +210,40 @@ def resume_folder(output_dir: str | Path, wanted: str | None) -> Path | None:
     if str(wanted).lower() not in ("auto", "true"):
         if not Path(wanted).is_dir() or not is_whole(wanted):
             raise UserError(
-                f"--resume_from_checkpoint {wanted}: no whole checkpoint with full state there; "
+                f"--resume_from_checkpoint {wanted}: no whole checkpoint with full state there (cut off, "
+                "damaged, or weights only); "
                 "auto takes the newest that can be resumed"
             )
         return Path(wanted)
     folder, passed = last_checkpoint(output_dir)
     for broken in passed:
-        logger.warning("%s was cut off or holds weights only: passed over", broken)
+        logger.warning("%s was cut off, is damaged, or holds weights only: passed over", broken)
     return folder
 
 
+def file_sizes(folder: str | Path) -> dict[str, int]:
+    """Path within a folder -> bytes, of every file in it but the manifest."""
+    root = Path(folder)
+    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: path.stat().st_size for name, path in found.items() if name != MANIFEST}
+
+
 def is_whole(folder: str | Path) -> bool:
-    """Whether a checkpoint was written to its end and holds the full state of training."""
+    """Whether a checkpoint was written to its end, holds the full state of training, and its files still
+    have their sizes (a machine that lost power may keep a file's name and not its content)."""
     names = set(os.listdir(folder))
     has_optimizer = bool(
         names & {"optimizer.pt", "optimizer.bin", "optimizer_0"}
         or any(n.startswith("global_step") for n in names)
     )
-    return {MANIFEST, "trainer_state.json"} <= names and has_optimizer
+    if not ({MANIFEST, "trainer_state.json"} <= names and has_optimizer):
+        return False
+    try:
+        written = read_manifest(folder).files
+    except UserError:
+        return False
+    found = file_sizes(folder) if written else {}
+    return all(found.get(name) == size for name, size in written.items())
 
 
 def rotate(output_dir: str | Path, limit: int | None, keep: Iterable[Path]) -> list[Path]:

@@ -10,7 +10,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from virft.checkpoint import Manifest, git_revision, installed_versions, resolve_space, rotate, write_manifest
+from virft.checkpoint import (
+    Manifest,
+    file_sizes,
+    git_revision,
+    installed_versions,
+    resolve_space,
+    rotate,
+    write_manifest,
+)
 from virft.survival import load_progress, save_progress
 
 
@@ -83,7 +91,8 @@ class CarriesManifest:
             save_progress(self, folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, replace(self.manifest, step=self.state.global_step))
+            files = {} if self.args.save_only_model else file_sizes(folder)
+            write_manifest(folder, replace(self.manifest, step=self.state.global_step, files=files))
             best = self.state.best_model_checkpoint
             rotate(self.args.output_dir, limit, keep=[folder, *([Path(best)] if best else [])])
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
+
+PATIENCE = 10.0
+"""Seconds for which a later process of a machine leaves it to the first to say an error."""
 
 
 class UserError(ValueError):
@@ -11,7 +17,8 @@ class UserError(ValueError):
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's ``main``; what the user did or must mend becomes one line on stderr, without traceback.
+    """Run a program's ``main``; what the user did or must mend becomes one line on stderr, without traceback;
+    under torchrun once for a machine.
 
     Exit code 2 for a :class:`UserError`, 130 (as for any interrupted program) for Ctrl-C.
     """
@@ -21,5 +28,10 @@ def run_program(main: Callable[[], None]) -> None:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            # The first process of the machine has most likely met the same error. It says so and ends, upon
+            # which torchrun ends this one; what only this process met is said a moment later.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(PATIENCE)
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

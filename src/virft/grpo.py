@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from virft.checkpoint import Manifest, resume_folder
-from virft.data.training import data_summary, named, prepared_rows, target_text
+from virft.data.training import data_summary, named, rows_and_held_out, target_text
 from virft.errors import UserError, run_program
 from virft.held_out import choose_best
 from virft.images import open_rgb
@@ -27,15 +27,12 @@ from virft.rewards.arguments import RewardArguments
 from virft.settings import (
     ModelArguments,
     RowArguments,
-    check_model,
-    load_processor,
     lora_and_quantization,
-    model_options,
     parse_flags,
+    prepare_model,
     quiet_libraries,
-    resolve_vision,
 )
-from virft.survival import StopOnSignal
+from virft.survival import StopOnSignal, train_and_save
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 
 
@@ -49,28 +46,17 @@ def train(
     rows_args: RowArguments, reward_args: RewardArguments, model: ModelArguments, args: VisualRFTConfig
 ) -> None:
     """One run, from parsed flags to a saved model."""
-    if args.freeze_vision and model.lora_vision:
-        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
-    resolve_vision(args, model.model_name_or_path, check_model(model))
+    processor = prepare_model(model, args)
     resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
-    processor = load_processor(model.model_name_or_path, args, model.model_revision)
-    rows = prepared_rows(
-        rows_args.dataset_name, rows_args.dataset_train_split, rows_args.image_folder, args, processor
-    )
+    rows, held_out = rows_and_held_out(rows_args, args, processor)
     rewards = choose_rewards(reward_args, args, rows)
-    held_out = None
-    if args.eval_strategy != "no":
-        name = rows_args.eval_dataset_name or rows_args.dataset_name
-        held_out = prepared_rows(name, rows_args.dataset_test_split, rows_args.image_folder, args, processor)
     metric = None
     if held_out is not None:
         metric = RowMetric(reward_args.task, args.coordinates, args.min_pixels, args.max_pixels)
         choose_best(args, metric.names, LOWER_IS_BETTER)
-    args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
-        args.model_init_kwargs or {}
-    )
     peft_config, quantization = lora_and_quantization(model)
     stop = StopOnSignal().install()
+    summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
     trainer = VisualRFTTrainer(
         model.model_name_or_path,
         rewards,
@@ -78,14 +64,7 @@ def train(
         rows,
         held_out,
         processor,
-        manifest=Manifest(
-            space=args.coordinates,
-            min_pixels=args.min_pixels,
-            max_pixels=args.max_pixels,
-            system_prompt=args.system_prompt or None,
-            task=tuple(reward_args.task),
-            data=data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split),
-        ),
+        manifest=Manifest.of_run(args, reward_args.task, summary),
         metric=metric,
         target=target_text,
         callbacks=[stop],
@@ -93,11 +72,7 @@ def train(
         quantization_config=quantization,
     )
     trainer.announce()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    stop.exit_if_stopped(trainer)
-    trainer.save_model(args.output_dir)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    train_and_save(trainer, resume, stop)
 
 
 def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any) -> list[Any]:

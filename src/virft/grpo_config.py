@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from virft.errors import UserError
 from virft.shared_prefix_config import SharedPrefixConfig
-from virft.training_config import TrainingConfig
+from virft.training_config import TrainingConfig, check_values
 
 logger = logging.getLogger(__name__)
+
+CHOICES: Mapping[str, tuple] = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+}
+"""Flag -> what TRL knows of it."""
+
 
 FEW_GENERATIONS = 4
 """Below this many completions a group's mean and deviation are mostly noise."""
@@ -66,6 +75,8 @@ class VisualRFTConfig(TrainingConfig, SharedPrefixConfig):
     )
 
     def __post_init__(self) -> None:
+        check_values(self)
+        self._check_choices()
         self._check_group()
         if self.prompts_per_device is None:  # else a copy of a configuration would be converted twice
             self._count_completions()
@@ -74,6 +85,13 @@ class VisualRFTConfig(TrainingConfig, SharedPrefixConfig):
         if self.inject_solution and self.use_vllm:
             raise UserError("--inject_solution and --use_vllm exclude each other; drop one")
         super().__post_init__()
+
+    def _check_choices(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                shown = ", ".join(choice for choice in choices if isinstance(choice, str))
+                raise UserError(f"--{name} {value} is none of {shown}")
 
     def _check_group(self) -> None:
         group = self.num_generations or 0

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import yaml
 from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin
+from transformers.integrations import get_available_reporting_integrations
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from virft.boxes import FAMILY_SPACE
@@ -101,12 +106,68 @@ def check_model(model: ModelArguments) -> Any:
             f"--attn_implementation {model.attn_implementation} needs the package flash-attn, which is not "
             "installed; install it (bash setup.sh --flash-attn) or use sdpa"
         )
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    if model.attn_implementation not in known and "/" not in str(model.attn_implementation):
+        raise UserError(
+            f"--attn_implementation {model.attn_implementation} is none of {', '.join(sorted(known))}"
+        )
+    if model.dtype not in (None, "auto") and not isinstance(getattr(torch, model.dtype, None), torch.dtype):
+        raise UserError(f"--dtype {model.dtype} is no type of PyTorch; use bfloat16, float16 or float32")
+    if model.use_peft and model.lora_r < 1:
+        raise UserError(f"--lora_r {model.lora_r} must be at least 1")
     if (model.load_in_4bit or model.load_in_8bit) and not _installed("bitsandbytes"):
         raise UserError("--load_in_4bit and --load_in_8bit need bitsandbytes; pip install 'virft[qlora]'")
     config = model_config(name, model.model_revision)
     if config.model_type not in FAMILY_SPACE:
         raise UserError(f"{name} is a {config.model_type!r} model; supported: {', '.join(FAMILY_SPACE)}")
     return config
+
+
+def prepare_model(model: ModelArguments, args: TrainingConfig) -> ProcessorMixin:
+    """Check the model, settle what the configuration leaves open for it to say, and load its processor.
+
+    Raises:
+        UserError: see :func:`check_model`, :func:`resolve_vision`, :func:`load_processor`,
+            :func:`check_output`, :func:`check_packages`.
+    """
+    if args.freeze_vision and model.lora_vision:
+        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
+    check_output(args.output_dir)
+    check_packages(args)
+    resolve_vision(args, model.model_name_or_path, check_model(model))
+    options = model_options(model, args.bf16, bool(args.deepspeed))
+    args.model_init_kwargs = options | (args.model_init_kwargs or {})
+    return load_processor(model.model_name_or_path, args, model.model_revision)
+
+
+def check_packages(args: TrainingConfig) -> None:
+    """Refuse what needs a package that is not installed.
+
+    Raises:
+        UserError: naming the flag and the package.
+    """
+    usable = get_available_reporting_integrations()
+    for name in args.report_to:
+        if name not in usable:
+            raise UserError(
+                f"--report_to {name} is unknown or not installed; usable here: {', '.join(usable) or 'none'}"
+            )
+    if getattr(args, "use_vllm", False) and not _installed("vllm"):
+        raise UserError("--use_vllm needs the package vllm; install it (bash setup.sh --vllm)")
+
+
+def check_output(folder: str) -> None:
+    """Refuse an ``--output_dir`` in which nothing can be written; it is not made yet.
+
+    Raises:
+        UserError: it is a file, or lies where this user may not write.
+    """
+    place = Path(folder).absolute()
+    if place.exists() and not place.is_dir():
+        raise UserError(f"--output_dir {folder} is a file; name a folder")
+    above = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {folder}: nothing can be written in {above}; name another folder")
 
 
 def resolve_vision(settings: TrainingConfig, model_name: str, config: Any) -> None:
@@ -177,12 +238,34 @@ def parse_flags(classes: Sequence[type], argv: Sequence[str] | None = None) -> t
         UserError: a value that a class refuses, or a configuration file that is missing or holds unknown
             keys.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--config" in argv:
+        file = dict(enumerate(argv)).get(argv.index("--config") + 1)
+        if file is None or not Path(file).is_file():
+            raise UserError(f"--config {file or ''}: no such file; it names a YAML file of flags")
+    parser = OneSentenceParser(classes)
+    parser.refuse_unknown(argv)
     try:
-        return TrlParser(classes).parse_args_and_config(argv)
+        return parser.parse_args_and_config(argv)
     except UserError:
         raise
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+class OneSentenceParser(TrlParser):
+    """TRL's parser, which says in one sentence what is wrong instead of printing all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all flags")
+
+    def refuse_unknown(self, argv: Sequence[str]) -> None:
+        """Refuse a flag that is not there, with the nearest one that is."""
+        known = [*self._option_string_actions, "--config"]
+        for flag in (word.split("=")[0] for word in argv if word.startswith("--") and len(word) > 2):
+            if not any(name.startswith(flag) for name in known):
+                near = difflib.get_close_matches(flag, known, 1)
+                raise UserError(f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def quiet_libraries() -> None:

@@ -19,23 +19,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virft.checkpoint import Manifest, resume_folder
-from virft.data.training import data_summary, prepared_rows, target_text
+from virft.data.training import data_summary, rows_and_held_out, target_text
 from virft.errors import UserError, run_program
 from virft.held_out import StopAt, check_metric, choose_best
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.settings import (
     ModelArguments,
     RowArguments,
-    check_model,
-    load_processor,
     lora_and_quantization,
-    model_options,
     parse_flags,
+    prepare_model,
     quiet_libraries,
-    resolve_vision,
 )
 from virft.sft_trainer import VisualSFTConfig, VisualSFTTrainer
-from virft.survival import StopOnSignal
+from virft.survival import StopOnSignal, train_and_save
 
 
 @dataclass
@@ -65,37 +62,25 @@ def train(
     rows_args: RowArguments, target: TargetArguments, model: ModelArguments, args: VisualSFTConfig
 ) -> None:
     """One run, from parsed flags to a saved model."""
-    if args.freeze_vision and model.lora_vision:
-        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
     if (target.stop_metric is None) != (target.stop_value is None):
         raise UserError("--stop_metric and --stop_value need each other")
     if target.stop_metric and args.eval_strategy == "no":
         raise UserError(
             "--stop_metric needs held-out rows: add --eval_strategy steps --eval_dataset_name ..."
         )
-    resolve_vision(args, model.model_name_or_path, check_model(model))
+    processor = prepare_model(model, args)
     resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
-    processor = load_processor(model.model_name_or_path, args, model.model_revision)
-    rows = prepared_rows(
-        rows_args.dataset_name, rows_args.dataset_train_split, rows_args.image_folder, args, processor
-    )
+    rows, held_out = rows_and_held_out(rows_args, args, processor)
     rows = with_completions(rows, target.completion_column)
-    held_out = None
-    if args.eval_strategy != "no":
-        name = rows_args.eval_dataset_name or rows_args.dataset_name
-        held_out = prepared_rows(name, rows_args.dataset_test_split, rows_args.image_folder, args, processor)
-    metric = None
+    metric = RowMetric((target.task,), args.coordinates, args.min_pixels, args.max_pixels)
     if held_out is not None:
-        metric = RowMetric((target.task,), args.coordinates, args.min_pixels, args.max_pixels)
         choose_best(args, metric.names, LOWER_IS_BETTER)
         if target.stop_metric:
             check_metric("--stop_metric", target.stop_metric, metric.names)
-    args.model_init_kwargs = model_options(model, args.bf16, bool(args.deepspeed)) | (
-        args.model_init_kwargs or {}
-    )
     peft_config, quantization = lora_and_quantization(model)
     stop = StopOnSignal().install()
     enough = [StopAt(target.stop_metric, target.stop_value)] if target.stop_metric else []
+    summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
     trainer = VisualSFTTrainer(
         model.model_name_or_path,
         args,
@@ -103,24 +88,13 @@ def train(
         held_out,
         processor,
         target_text,
-        manifest=Manifest(
-            space=args.coordinates,
-            min_pixels=args.min_pixels,
-            max_pixels=args.max_pixels,
-            system_prompt=args.system_prompt or None,
-            task=(target.task,),
-            data=data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split),
-        ),
+        manifest=Manifest.of_run(args, (target.task,), summary),
         metric=metric,
         callbacks=[stop, *enough],
         peft_config=peft_config,
         quantization_config=quantization,
     )
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    stop.exit_if_stopped(trainer)
-    trainer.save_model(args.output_dir)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    train_and_save(trainer, resume, stop)
 
 
 def with_completions(rows: Any, column: str) -> Any:

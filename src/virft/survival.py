@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from virft.shared_prefix_vision import RowImages
+
+LINGER = 0.5
+"""Seconds for PyTorch's threads to let go of their tensors, see :func:`leave_group`."""
 
 
 class EpochSampler(RepeatSampler):
@@ -102,6 +106,30 @@ class StopOnSignal(TrainerCallback):
                 "go on with --resume_from_checkpoint auto\n"
             )
         sys.exit(128 + signal.SIGTERM)
+
+
+def train_and_save(trainer: Any, resume: Path | None, stop: StopOnSignal) -> None:
+    """Train, from a checkpoint where one is given, and save the model; exit where a signal ended training."""
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if not stop.stopped:
+        trainer.save_model(trainer.args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    leave_group(trainer.accelerator)
+    stop.exit_if_stopped(trainer)
+
+
+def leave_group(accelerator: Any) -> None:
+    """End trackers and the group of processes, so that this process can exit.
+
+    PyTorch's threads for communication on CPUs let go of their last tensors a moment after the last
+    collective returns; one that does so while Python is shutting down aborts the process (signal 6,
+    "terminate called without an active exception": pytorch/pytorch issue 190489, pull 179291), although
+    everything is saved. Nothing tells when they are done.
+    """
+    threads = torch.distributed.is_initialized() and "gloo" in torch.distributed.get_backend()
+    accelerator.end_training()
+    if threads:
+        time.sleep(LINGER)
 
 
 def save_progress(trainer: Any, folder: str | Path) -> None:

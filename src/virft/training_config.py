@@ -3,7 +3,12 @@ resolve."""
 
 from __future__ import annotations
 
+import json
+import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +19,30 @@ from virft.errors import UserError
 MIN_PIXELS = 3136
 MAX_PIXELS = 401408
 """Area limits of a resized image: 4 to 512 visual tokens of 28 x 28 pixels."""
+
+
+POSITIVE = sys.float_info.min
+RANGES: Mapping[str, tuple[float, float]] = {
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "completions_per_forward": (1, math.inf),
+    "num_iterations": (1, math.inf),
+    "num_generations_eval": (1, math.inf),
+    "steps_per_generation": (1, math.inf),
+    "max_completion_length": (1, math.inf),
+    "max_prompt_length": (1, math.inf),
+    "remember_rows": (0, math.inf),
+    "learning_rate": (0, math.inf),
+    "beta": (0, math.inf),
+    "save_steps": (POSITIVE, math.inf),
+    "logging_steps": (POSITIVE, math.inf),
+    "temperature": (POSITIVE, math.inf),
+    "top_p": (POSITIVE, 1),
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+}
+"""Flag -> least and greatest value, where TRL and transformers find out late or never."""
 
 
 @dataclass
@@ -79,10 +108,12 @@ class TrainingConfig:
         Raises:
             UserError: settings that exclude each other, or that TRL or transformers refuse.
         """
+        check_values(self)
         if self.skip_long_prompts and self.max_prompt_length is None:
             raise UserError("--skip_long_prompts needs --max_prompt_length")
-        if self.save_strategy == "best" and self.eval_strategy == "no":
-            raise UserError("--save_strategy best needs held-out rows: add --eval_strategy steps")
+        if self.eval_strategy == "no" and (self.load_best_model_at_end or self.save_strategy == "best"):
+            flag = "--load_best_model_at_end" if self.load_best_model_at_end else "--save_strategy best"
+            raise UserError(f"{flag} needs held-out rows: add --eval_strategy steps --eval_dataset_name ...")
         if self.bf16 is None:
             self.bf16 = default_bf16(self.fp16, self.use_cpu)
         rename_checkpointing_flag(self)
@@ -98,6 +129,37 @@ class TrainingConfig:
             raise UserError(" ".join(str(error).split())) from error
         if not chosen:
             self.metric_for_best_model, self.greater_is_better = None, better
+
+
+def check_values(args: Any) -> None:
+    """Refuse values that would fail, or train something else than meant, only after the model is loaded.
+
+    Raises:
+        UserError: a number out of its range, or no JSON where JSON is meant.
+    """
+    for name, (least, greatest) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is not None and not least <= value <= greatest:
+            above = f" and at most {greatest:g}" if greatest < math.inf else ""
+            raise UserError(f"--{name} {value:g} must be {_least(least)}{above}")
+    for name, value in vars(args).items():
+        if isinstance(value, str) and value.startswith("{"):
+            _check_json(f"--{name}", value)
+    if isinstance(args.deepspeed, str) and not args.deepspeed.startswith("{"):
+        if not Path(args.deepspeed).is_file():
+            raise UserError(f"--deepspeed {args.deepspeed}: no such file; see local_scripts/")
+        _check_json(f"--deepspeed {args.deepspeed}", Path(args.deepspeed).read_text(encoding="utf-8"))
+
+
+def _least(least: float) -> str:
+    return "positive" if least == POSITIVE else f"at least {least:g}"
+
+
+def _check_json(what: str, text: str) -> None:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} is not valid JSON ({error})") from None
 
 
 def default_bf16(fp16: bool, use_cpu: bool) -> bool:

@@ -189,7 +189,10 @@ def rows_and_held_out(
     if settings.eval_strategy == "no":
         return rows, None
     name = source.eval_dataset_name or source.dataset_name
-    return rows, prepared_rows(name, source.dataset_test_split, folder, settings, processor)
+    held_out = prepared_rows(name, source.dataset_test_split, folder, settings, processor)
+    if source.eval_dataset_name is None and all(rows[c] == held_out[c] for c in ("problem", "solution")):
+        raise UserError("--eval_strategy needs --eval_dataset_name: the training rows have no other split")
+    return rows, held_out
 
 
 def data_summary(rows: datasets.Dataset, name: str | Sequence[str], split: str) -> dict[str, Any]:
