@@ -12,9 +12,8 @@ from shared_prefix_cases import GROUP, LENGTHS, Case, case, load, relative, stoc
 from transformers import AutoModelForImageTextToText
 
 from virft import shared_prefix_attention
-from virft.shared_prefix import PackedRow, pack, prompt_positions, unpack
+from virft.shared_prefix import PackedRow, keep_labelled, model_inputs, pack, prompt_positions, unpack
 from virft.shared_prefix_attention import enable, varlen_attention
-from virft.shared_prefix_trainer import keep_labelled, model_inputs
 
 LOGPS, GRADIENTS = 1e-5, 1e-4  # the promise, in float32
 

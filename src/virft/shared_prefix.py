@@ -17,7 +17,9 @@ one token early is that of TRL's ``TreeRow``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -166,3 +168,27 @@ def prompt_positions(
 def text_positions(prompt_mask: torch.Tensor) -> torch.Tensor:
     """Index (N, P) of each real token among the real tokens of its row; 0 on padding."""
     return (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def keep_labelled(module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Forward hook of the backbone: of a packed row only the labelled positions go on to the language-model
+    head.
+
+    TRL's head leaves out unlabelled positions itself on a GPU, but scores every position on a CPU.
+    """
+    plan = kwargs.get("shared_prefix")
+    if plan is not None:
+        output.last_hidden_state = output.last_hidden_state.index_select(1, plan.labelled)
+    return output
+
+
+def model_inputs(row: PackedRow) -> dict[str, Any]:
+    """A packed row as keyword arguments of the model's forward."""
+    # The dictionary tells the model that the mask is made: with None it would build one from the positions.
+    return {
+        "input_ids": row.input_ids,
+        "position_ids": row.position_ids,
+        "attention_mask": {"full_attention": None},
+        "shift_labels": row.labels,
+        "shared_prefix": row.plan,
+    }

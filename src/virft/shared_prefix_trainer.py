@@ -8,9 +8,8 @@ raise.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,17 +21,13 @@ from trl.extras.profiling import profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
 
 from virft.image_memo import ImageMemo, RowMemo
-from virft.shared_prefix import PackedRow, pack, prompt_positions, unpack
+from virft.shared_prefix import keep_labelled, model_inputs, pack, prompt_positions, unpack
 from virft.shared_prefix_attention import enable
+from virft.shared_prefix_batches import differs, micro_batches, no_none, repeat
+from virft.shared_prefix_check import compare
 from virft.shared_prefix_config import Units, decide
 from virft.shared_prefix_generation import generate
 from virft.shared_prefix_vision import RowImages, SharedVision, is_frozen
-
-# Largest difference per token that the first-step check lets pass in float32, and largest mean in half
-# precision, where single tokens differ by rounding alone (measured on a tiny model: mean 4e-3, largest
-# 1.6e-2).
-LARGEST_FLOAT32 = 1e-3
-LARGEST_MEAN_HALF = 5e-2
 
 
 class SharedPrefixGRPOTrainer(GRPOTrainer):
@@ -112,15 +107,15 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         if unit == 1 or (self.sharing.generation == "trl" and not self.use_vllm):
             with self._memo.distinct(False):
                 ids, images, fields = super()._tokenize_prompts(prompts)
-            return ids, _no_none(images), fields
+            return ids, no_none(images), fields
         first = prompts[::unit]
         for row, prompt in enumerate(prompts):
             if prompt != first[row // unit]:
-                raise RuntimeError(_differs("prompt", row, row - row % unit, unit))
+                raise RuntimeError(differs("prompt", row, row - row % unit, unit))
         with self._memo.distinct():
             ids, images, fields = super()._tokenize_prompts(first)
         self._prompt_numbers = self._memo.numbers
-        return _repeat(ids, unit), _no_none(images, unit), fields
+        return repeat(ids, unit), no_none(images, unit), fields
 
     def _generate_single_turn(
         self,
@@ -366,7 +361,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         same = (units == units[:, :1]).flatten(1).all(1)
         if not bool(same.all()):
             row = int((~same).nonzero()[0]) * unit
-            raise RuntimeError(_differs("prompt", row + 1, row, unit))
+            raise RuntimeError(differs("prompt", row + 1, row, unit))
 
     # --- the buffer of micro-batches
 
@@ -378,7 +373,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             return self._generate_and_score_completions(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            self._buffered_inputs = _micro_batches(
+            self._buffered_inputs = micro_batches(
                 self._generate_and_score_completions(generation_batch), steps
             )
         return self._buffered_inputs[self._step % steps]
@@ -413,83 +408,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 stock = self._stock(*inputs)[0].float()
         finally:
             self.model.train()
-        difference = ((packed - stock).abs() * mask[at]).nan_to_num(nan=math.inf)
         half = (
             self.accelerator.mixed_precision != "no" or self._hugging_face(self.model).dtype != torch.float32
         )
-        limit = LARGEST_MEAN_HALF if half else LARGEST_FLOAT32
-        largest, mean = difference.max(), difference.sum() / mask[at].sum().clamp(min=1)
-        everywhere = self.accelerator.gather(torch.stack([largest, mean])[None])
-        self.self_check = {"largest": float(everywhere[:, 0].max()), "mean": float(everywhere[:, 1].max())}
-        if self.self_check["mean" if half else "largest"] > limit:
-            reply, token = divmod(int(difference.argmax()), difference.shape[1])
-            where = f"rank {self.accelerator.process_index}, reply {first + reply}, token {token}"
-            raise RuntimeError(
-                "shared prefix: the packed log-probs of one group differ from TRL's by up to "
-                f"{self.self_check['largest']:.3g} (mean {self.self_check['mean']:.3g}; the limit is "
-                f"{limit:g} on the {'mean' if half else 'largest'}); {where}: "
-                f"{float(packed[reply, token]):.6f} packed, {float(stock[reply, token]):.6f} by TRL. "
-                "Train with --shared_prefix false and report this"
-            )
-
-
-def keep_labelled(module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> Any:
-    """Forward hook of the backbone: of a packed row only the labelled positions go on to the language-model
-    head.
-
-    TRL's head leaves out unlabelled positions itself on a GPU, but scores every position on a CPU.
-    """
-    plan = kwargs.get("shared_prefix")
-    if plan is not None:
-        output.last_hidden_state = output.last_hidden_state.index_select(1, plan.labelled)
-    return output
-
-
-def model_inputs(row: PackedRow) -> dict[str, Any]:
-    # The dictionary tells the model that the mask is made: with None it would build one from the positions.
-    return {
-        "input_ids": row.input_ids,
-        "position_ids": row.position_ids,
-        "attention_mask": {"full_attention": None},
-        "shift_labels": row.labels,
-        "shared_prefix": row.plan,
-    }
-
-
-def _no_none(images: list | None, times: int = 1) -> list | None:
-    """Images by row, [] for rows without: TRL calls the processor once more, and it refuses TRL's None."""
-    return None if images is None else _repeat([row or [] for row in images], times)
-
-
-def _repeat(rows: Sequence[Any], times: int) -> list[Any]:
-    return [row for row in rows for _ in range(times)]
-
-
-def _differs(what: str, row: int, other: int, unit: int) -> str:
-    return (
-        f"shared prefix: rows {other} and {row} of a device's batch should show the same {what} ({unit} rows "
-        "in a row do, by TRL's sampler); a sampler or data set that breaks this needs --shared_prefix false"
-    )
-
-
-def _micro_batches(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Cut a generation batch into ``count`` micro-batches of neighbouring rows, in random order.
-
-    TRL shuffles rows. Whole micro-batches move here, which keeps groups together and scores a row in the
-    policy pass in the very forward of the old and reference passes. The random numbers drawn are TRL's.
-    """
-    rows = len(batch["prompt_ids"])
-    permutation = torch.randperm(rows)
-    size = rows // count
-    order = dict.fromkeys((permutation // size).tolist())
-    return [
-        {key: _take(value, range(i * size, (i + 1) * size)) for key, value in batch.items()} for i in order
-    ]
-
-
-def _take(value: Any, rows: range) -> Any:
-    if isinstance(value, RowImages):
-        return vars(value.take(rows))  # plain containers: the buffer is saved with a checkpoint
-    if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
-        return value
-    return value[rows.start : rows.stop]
+        self.self_check = compare(packed, stock, mask[at], half, self.accelerator, first)
