@@ -92,6 +92,8 @@ CONTAINED = [
     ),
     (GRPOTrainer._generate_and_score_completions, "output['num_images'] = num_images"),
     (GRPOTrainer._generate_and_score_completions, "forward_kwargs['pixel_values'].ndim == 4"),
+    # a run whose last step is done starts no further epoch, see virft.checkpointing
+    (Trainer._inner_training_loop, "self._run_epoch("),
     # the images of a micro-batch travel through here unread
     (GRPOTrainer._compute_loss, "pixel_values=inputs.get('pixel_values')"),
     (GRPOTrainer._compute_loss, "self._get_per_token_logps_and_entropies(model, input_ids, attention_mask"),

@@ -457,6 +457,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     ):
         assert torch.equal(one, two), name
     assert log_without_times(whole.state) == log_without_times(cut.state)
+    if not options.keys() & {"num_iterations", "steps_per_generation"}:
+        # Cut after its last checkpoint, within an epoch: nothing is left to train.
+        again = trainer(tiny_qwen2_vl, rows, tmp_path / "cut", **options)
+        again.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "cut")[0]))
+        assert again.state.global_step == 5
+        assert torch.equal(again.model.lm_head.weight, cut.model.lm_head.weight)
 
 
 @pytest.mark.slow

@@ -106,6 +106,14 @@ class CarriesManifest:
         own.load_state_dict(saved.state_dict(), strict=True)
         return None
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer looks whether the last step is done after a step only: a run cut between its last
+        # checkpoint and its end would train one step too many at every restart.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # Where evaluations come oftener than checkpoints, the best model would not be on disk.
         best = super()._determine_best_metric(metrics, trial)
