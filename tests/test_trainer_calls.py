@@ -229,6 +229,19 @@ def test_evaluation_without_a_metric_is_trl_s(several: bool, tiny_qwen2_vl: Path
     assert {"eval_reward"} | ({"eval_a_loss", "eval_b_loss"} if several else {"eval_loss"}) <= logged
 
 
+def test_a_rollout_function(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    def same(prompts: list, trainer: VisualRFTTrainer) -> dict[str, list]:
+        end = trainer.processing_class.tokenizer.eos_token_id
+        replies = [[*range(40, 45 + 5 * i), end] for i in range(len(prompts))]
+        logps = [[0.0] * len(reply) for reply in replies]
+        return {"prompt_ids": [[5, 6, 7]] * len(prompts), "completion_ids": replies, "logprobs": logps}
+
+    rows = dataset(None)
+    trainer = VisualRFTTrainer(str(tiny_qwen2_vl), words, settings(tmp_path), rows, rollout_func=same)
+    assert changed(trainer)
+    assert trainer.sharing.logps == "off"
+
+
 def test_arguments_may_be_left_out(tiny_qwen2_vl: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
