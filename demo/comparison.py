@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from contest import BASE, CHOICES, Method
 from matplotlib.figure import Figure
 from report import COLOURS, save
-from scores import columns, numbers, over_seeds, statistic
+from scores import columns, numbers, statistic
 
 from virft.metrics import bootstrap
 
@@ -82,29 +83,53 @@ def _summary(suite: str, task: str, places: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Resampled:
+    """A contestant's main number for one seed: on the examination itself, and on every resample of it."""
+
+    units: int
+    value: float
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, suite: str, place: Path) -> _Resampled:
+        number, units = statistic(suite, place)
+        values = bootstrap.resampled(number, units, RESAMPLES)
+        return cls(units, number(np.ones(units, dtype=int)), values)
+
+
 def _differences(
     suite: str, methods: Sequence[Method], places: Mapping[str, Sequence[Path]]
 ) -> dict[str, Any]:
-    """Paired bootstrap of every method's best over the base, and of RFT over each SFT, end and best."""
+    """Paired bootstrap of every method's best over the base, and of RFT over each SFT, end and best.
+
+    All draws are the same for units of one number, so that what is subtracted belongs together: two
+    contestants, and the same seeds' means where every seed sat the same examination.
+    """
     pairs = [(f"{m.name}-best", BASE) for m in methods]
     pairs += [(f"rft-{c}", f"{m.name}-{c}") for m in methods if m.name != "rft" for c in CHOICES]
-    read = {n: [statistic(suite, place) for place in where] for n, where in places.items()}
+    # Two contestants may be one model.
+    known: dict[Path, _Resampled] = {}
+    for where in places.values():
+        for place in where:
+            if place not in known:
+                known[place] = _Resampled.of(suite, place)
     found = {}
     for after, before in pairs:
-        if after not in read or before not in read:
+        if after not in places or before not in places:
             continue
-        seeds = [_interval(b, a, count) for (b, count), (a, _) in zip(read[before], read[after], strict=True)]
-        together = [over_seeds([s for s, _ in read[n]]) for n in (before, after)]
-        same = len({count for n in (before, after) for _, count in read[n]}) == 1
-        found[f"{after} over {before}"] = {
-            "seeds": seeds,
-            "all": _interval(*together, read[before][0][1]) if same else None,
-        }
+        ends = [[known[place] for place in places[name]] for name in (before, after)]
+        seeds = [_change([b], [a]) for b, a in zip(*ends, strict=True)]
+        same = len({each.units for end in ends for each in end}) == 1
+        found[f"{after} over {before}"] = {"seeds": seeds, "all": _change(*ends) if same else None}
     return found
 
 
-def _interval(before: bootstrap.Statistic, after: bootstrap.Statistic, count: int) -> dict[str, Any]:
-    found = bootstrap.paired(before, after, count, resamples=RESAMPLES)
+def _change(before: Sequence[_Resampled], after: Sequence[_Resampled]) -> dict[str, Any]:
+    """The change of the mean over seeds, and its interval."""
+    change = np.mean([each.value for each in after]) - np.mean([each.value for each in before])
+    changes = np.mean([e.values for e in after], axis=0) - np.mean([e.values for e in before], axis=0)
+    found = bootstrap.interval(float(change), changes)
     return {"change": found.change, "interval": [found.low, found.high]}
 
 
@@ -125,7 +150,7 @@ def table(found: Mapping[str, Any]) -> str:
                   "|---" * (len(found["seeds"]) + 2) + "|"]  # fmt: skip
         for pair, change in each["differences"].items():
             after, before = pair.split(" over ")
-            cells = [_change(c) for c in (*change["seeds"], change["all"])]
+            cells = [_shown(c) for c in (*change["seeds"], change["all"])]
             title = f"{_title(found, after)} over {_title(found, before)}"
             lines.append("| " + " | ".join([title, *cells]) + " |")
         parts.append("\n".join(lines))
@@ -146,7 +171,7 @@ def _cell(column: str, summary: Mapping[str, Any]) -> str:
     return f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
 
 
-def _change(change: Mapping[str, Any] | None) -> str:
+def _shown(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return ""
     low, high = change["interval"]

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from virft.data import coco
 from virft.evaluate import rows
 from virft.evaluate.asking import scores_path
@@ -113,11 +111,6 @@ def statistic(suite: str, place: Path) -> tuple[bootstrap.Statistic, int]:
         ious = sorted(detection.question_ious(results, truth).items())
         return bootstrap.mean([value for _, value in ious]), len(ious)
     return bootstrap.average_precision(results, truth), len(truth.images)
-
-
-def over_seeds(statistics: list[bootstrap.Statistic]) -> bootstrap.Statistic:
-    """The mean over seeds that sit the same examination."""
-    return lambda weights: float(np.mean([statistic(weights) for statistic in statistics]))
 
 
 def _scores(place: Path) -> dict[str, Any]:

@@ -65,13 +65,13 @@ def paired(
     """
     changes = resampled(after, count, resamples, seed) - resampled(before, count, resamples, seed)
     whole = _ones(count)
-    return _interval(after(whole) - before(whole), changes)
+    return interval(after(whole) - before(whole), changes)
 
 
 def single(statistic: Statistic, count: int, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The value of one statistic and its interval; arguments and errors as in :func:`paired`."""
     values = resampled(statistic, count, resamples, seed)
-    return _interval(statistic(_ones(count)), values)
+    return interval(statistic(_ones(count)), values)
 
 
 def resampled(statistic: Statistic, count: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -94,6 +94,22 @@ def draws(count: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(rng.integers(0, count, count), minlength=count)
+
+
+def interval(value: float, values: Sequence[float] | np.ndarray) -> Interval:
+    """The percentile interval of a number's resamples: what :func:`paired` ends with.
+
+    Where many pairs are compared, resample each contestant once and give this the difference of two.
+
+    Args:
+        value: the number on the units themselves.
+        values: the number on each resample.
+    """
+    import numpy as np
+
+    rest = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(values, [rest, 100 - rest])
+    return Interval(value, float(low), float(high))
 
 
 def mean(values: Iterable[float]) -> Statistic:
@@ -143,14 +159,6 @@ def _ones(count: int) -> np.ndarray:
     import numpy as np
 
     return np.ones(count, dtype=int)
-
-
-def _interval(value: float, values: np.ndarray) -> Interval:
-    import numpy as np
-
-    rest = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(values, [rest, 100 - rest])
-    return Interval(value, float(low), float(high))
 
 
 @dataclass(frozen=True, slots=True)
