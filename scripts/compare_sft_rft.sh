@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install into .venv, then compare SFT and RFT on the same rows: three seeds, one table with intervals.
-#   bash scripts/compare_sft_rft.sh                              digit scans, half an hour on 4 cores; continues if interrupted
+#   bash scripts/compare_sft_rft.sh                              digit scans, 16 CPU-minutes a seed; continues if interrupted
 #   bash scripts/compare_sft_rft.sh --preset classification      k-shot classification;  --help: your own model and rows
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
