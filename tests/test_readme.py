@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def program(words: list[str]) -> tuple[list[str], list[str]] | None:
     return None
 
 
+PASSED_ON = {
+    "--suite_flags": ("-m", "virft.evaluate", "coco"),
+    "--train_flags": ("src/virft/grpo.py",),
+}
+"""Flag whose value is flags -> the program that they are for."""
+
+
 @cache
 def help_of(*start: str) -> str:
     environment = {**os.environ, "COLUMNS": "200"}
@@ -114,8 +122,17 @@ def test_documented_commands_exist_and_know_their_flags(document: str, line: str
     start, arguments = started
     if start[0] != "-m":
         assert (ROOT / start[0]).is_file(), f"{document}: {start[0]} does not exist"
+    flags = [a for a in arguments if a.startswith("--")]
+    for name, passed in zip(flags, flags[1:], strict=False):
+        if name in PASSED_ON and " " in passed:
+            flags.remove(passed)
+            assert_known(document, PASSED_ON[name], [w for w in passed.split() if w.startswith("--")])
+    assert_known(document, start, flags)
+
+
+def assert_known(document: str, start: Sequence[str], flags: Sequence[str]) -> None:
     text = help_of(*start)
-    for flag in (a.split("=")[0] for a in arguments if a.startswith("--")):
+    for flag in (f.split("=")[0] for f in flags):
         assert re.search(rf"{re.escape(flag)}\b", text), f"{document}: {start[-1]} has no flag {flag}"
 
 
