@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -122,12 +123,10 @@ def test_documented_commands_exist_and_know_their_flags(document: str, line: str
     start, arguments = started
     if start[0] != "-m":
         assert (ROOT / start[0]).is_file(), f"{document}: {start[0]} does not exist"
-    flags = [a for a in arguments if a.startswith("--")]
-    for name, passed in zip(flags, flags[1:], strict=False):
-        if name in PASSED_ON and " " in passed:
-            flags.remove(passed)
-            assert_known(document, PASSED_ON[name], [w for w in passed.split() if w.startswith("--")])
-    assert_known(document, start, flags)
+    passed_on = {value: PASSED_ON[name] for name, value in itertools.pairwise(arguments) if name in PASSED_ON}
+    assert_known(document, start, [a for a in arguments if a.startswith("--") and a not in passed_on])
+    for value, other in passed_on.items():
+        assert_known(document, other, [w for w in value.split() if w.startswith("--")])
 
 
 def assert_known(document: str, start: Sequence[str], flags: Sequence[str]) -> None:
