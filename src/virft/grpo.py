@@ -32,7 +32,7 @@ from virft.settings import (
     prepare_model,
     quiet_libraries,
 )
-from virft.survival import StopOnSignal, train_and_save
+from virft.survival import StopOnSignal, claimed, train_and_save
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 
 
@@ -57,22 +57,23 @@ def train(
     peft_config, quantization = lora_and_quantization(model)
     stop = StopOnSignal().install()
     summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
-    trainer = VisualRFTTrainer(
-        model.model_name_or_path,
-        rewards,
-        args,
-        rows,
-        held_out,
-        processor,
-        manifest=Manifest.of_run(args, reward_args.task, summary),
-        metric=metric,
-        target=target_text,
-        callbacks=[stop],
-        peft_config=peft_config,
-        quantization_config=quantization,
-    )
-    trainer.announce()
-    train_and_save(trainer, resume, stop)
+    with claimed(args.output_dir):
+        trainer = VisualRFTTrainer(
+            model.model_name_or_path,
+            rewards,
+            args,
+            rows,
+            held_out,
+            processor,
+            manifest=Manifest.of_run(args, reward_args.task, summary),
+            metric=metric,
+            target=target_text,
+            callbacks=[stop],
+            peft_config=peft_config,
+            quantization_config=quantization,
+        )
+        trainer.announce()
+        train_and_save(trainer, resume, stop)
 
 
 def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any) -> list[Any]:

@@ -32,7 +32,7 @@ from virft.settings import (
     quiet_libraries,
 )
 from virft.sft_trainer import VisualSFTConfig, VisualSFTTrainer
-from virft.survival import StopOnSignal, train_and_save
+from virft.survival import StopOnSignal, claimed, train_and_save
 
 
 @dataclass
@@ -81,20 +81,21 @@ def train(
     stop = StopOnSignal().install()
     enough = [StopAt(target.stop_metric, target.stop_value)] if target.stop_metric else []
     summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
-    trainer = VisualSFTTrainer(
-        model.model_name_or_path,
-        args,
-        rows,
-        held_out,
-        processor,
-        target_text,
-        manifest=Manifest.of_run(args, (target.task,), summary),
-        metric=metric,
-        callbacks=[stop, *enough],
-        peft_config=peft_config,
-        quantization_config=quantization,
-    )
-    train_and_save(trainer, resume, stop)
+    with claimed(args.output_dir):
+        trainer = VisualSFTTrainer(
+            model.model_name_or_path,
+            args,
+            rows,
+            held_out,
+            processor,
+            target_text,
+            manifest=Manifest.of_run(args, (target.task,), summary),
+            metric=metric,
+            callbacks=[stop, *enough],
+            peft_config=peft_config,
+            quantization_config=quantization,
+        )
+        train_and_save(trainer, resume, stop)
 
 
 def with_completions(rows: Any, column: str) -> Any:
