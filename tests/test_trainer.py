@@ -32,6 +32,7 @@ from virft.probe import ENOUGH, SpaceProbe
 from virft.rewards.outcome import Outcome
 from virft.rewards.reward import Reward
 from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS
+from virft.shared_prefix_vision import SharedVision
 from virft.survival import claimed
 from virft.symmetric import VisionAlways
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
@@ -556,7 +557,10 @@ def test_a_text_only_forward_runs_the_vision_tower_and_changes_nothing(
     always = VisionAlways(model.model)
     after = model(input_ids=ids, use_cache=False).logits
     assert always.runs == 1 and torch.equal(before, after)
+    with SharedVision.install(model.model).repeating([]):  # as the first step's check scores such rows
+        assert torch.equal(before, model(input_ids=ids, use_cache=False).logits)
+    assert always.runs == 2
     after.sum().backward()
     assert all(p.grad is not None and p.grad.eq(0).all() for p in model.model.visual.parameters())
     model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
-    assert always.runs == 1
+    assert always.runs == 2

@@ -293,7 +293,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """TRL's own rows; images that are the same within them are encoded once."""
         shown = {} if images is None else images.inputs() | {"num_images": [len(row) for row in images.rows]}
         vision = self._hugging_face(model).model.get_image_features
-        with vision.repeating(images.names()) if shown else nullcontext():
+        names = [] if images is None else images.names()
+        with vision.repeating(names) if names else nullcontext():
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,

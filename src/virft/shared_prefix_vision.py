@@ -58,7 +58,7 @@ class SharedVision:
         if image_features_given:
             sizes = (image_grid_thw.prod(-1) // self._merge).tolist()
             return BaseModelOutputWithPooling(pooler_output=torch.split(pixel_values, sizes))
-        if self._same is None:
+        if not self._same:  # rows without an image, for which virft.symmetric shows a blank one
             return self._own(pixel_values, image_grid_thw, **kwargs)
         first = {name: index for index, name in reversed(list(enumerate(self._same)))}
         order = {name: place for place, name in enumerate(first)}
