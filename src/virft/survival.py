@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(folder) / ".running"
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         try:
@@ -147,6 +148,9 @@ def claimed(folder: str | Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if made:  # a run that was refused leaves nothing behind
+                with suppress(OSError):
+                    path.parent.rmdir()
 
 
 def train_and_save(trainer: Any, resume: Path | None, stop: StopOnSignal) -> None:
