@@ -196,7 +196,10 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
         raise KeyError
     with claimed(tmp_path / "run"):
         assert (tmp_path / "run" / ".running").is_file()
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists(), "nothing was written, nothing is left"
+    with claimed(tmp_path / "run"):
+        (tmp_path / "run" / "checkpoint").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint"]
 
 
 # --- training
