@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     contains, to_name = wording(flags)
     images, source = load(flags)
     drafts = classification_drafts(images, contains, to_name, flags.shots, flags.seed)
-    found = per_class(drafts, lambda draft: draft.columns["solution"])
+    found = per_class(drafts)
     settings = {
         "task": "classification",
         "source": source,

@@ -26,8 +26,8 @@ from virft.data.builders import own_rows
 from virft.data.builders.labelled import write_drafts
 from virft.data.builders.output import Target, fingerprint
 from virft.data.builders.progress import bars
-from virft.data.builders.readers import records
 from virft.data.coordinates import ROW_SPACE
+from virft.data.records import records
 from virft.errors import UserError, run_program
 
 

@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from virft.data.formats import JSON_LISTS, WRITERS, export, write_dataset_info, write_lora_recipe
+from virft.data.export import JSON_LISTS, WRITERS, export, write_dataset_info, write_lora_recipe
 from virft.data.training import load_rows
 from virft.errors import UserError, run_program
 

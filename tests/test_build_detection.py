@@ -23,11 +23,11 @@ from virft import parsing, prompts
 from virft.boxes import convert, iou, resized
 from virft.data.builders.choice import rank, shots
 from virft.data.builders.detection import DetectionSettings, build
-from virft.data.builders.json_stream import elements
 from virft.data.builders.ordered import ordered_map
-from virft.data.builders.output import Target, naming_a_full_disk, working_folder
+from virft.data.builders.output import Target, naming_disk_faults, working_folder
 from virft.data.builders.rules import BoxRules, RawBox, judge
 from virft.data.coco import CATEGORY_PRESETS
+from virft.data.json_stream import elements
 from virft.data.training import load_rows
 from virft.errors import UserError
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
@@ -206,7 +206,7 @@ def test_only_some_wrong_boxes_are_named(make: Make) -> None:
         ({"annotations": [{"id": 7, "image_id": 1, "category_id": 1}]}, "annotations entry 7: no 'bbox'"),
         (
             {"annotations": [{"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}]},
-            "annotations entry 7: not enough values",
+            "annotations entry 7: a box is four numbers, got [1, 2, 3]",
         ),
         ({"annotations": []}, "no rows: no image shows these categories"),
     ],
@@ -494,7 +494,7 @@ def test_voc(tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("Annotations/one.xml", "<annotation>", "one.xml: not a VOC annotation"),
-        ("Annotations/one.xml", "<annotation/>", "one.xml: not a VOC annotation"),
+        ("Annotations/one.xml", "<html/>", "one.xml: not a VOC annotation"),
         ("Annotations/one.xml", VOC_OBJECT.format("", 0, 1, 1, 2, 2), "one.xml: not a VOC annotation"),
         ("ImageSets/Main/train.txt", "absent 1", "absent.xml: no such file"),
     ],
@@ -539,7 +539,7 @@ def test_tables(tmp_path: Path, name: str, text: str, settings: Mapping[str, Any
             "image,category,x1,y1,x2,y2\na.png,cat,1,2,3\n",
             "row 0: has not as many fields as the header",
         ),
-        ("b.csv", "image,category,x1,y1,x2,y2\na.png,cat,1,2,3,four\n", "row 0: could not convert"),
+        ("b.csv", "image,category,x1,y1,x2,y2\na.png,cat,1,2,3,four\n", "row 0: a box is four numbers"),
         ("b.csv", "image,category,x1,y1,x2,y2\nno.png,cat,1,2,3,4\n", "no.png: no such image"),
         ("b.csv", "image,category,x1,y1,x2,y2\na.png,cat,90,2,3,40\n", "row 0 is inverted"),
         ("b.json", "[[1]]", "row 0: an object was expected, got list"),
@@ -560,7 +560,7 @@ def test_faults_of_tables_are_named(tmp_path: Path, name: str, text: str, messag
 
 def streamed(path: Path, content: str, block: int, monkeypatch: pytest.MonkeyPatch) -> list:
     path.write_text(content, encoding="utf-8")
-    monkeypatch.setattr("virft.data.builders.json_stream.CHUNK", block)
+    monkeypatch.setattr("virft.data.json_stream.CHUNK", block)
     return list(elements(path))
 
 
@@ -710,12 +710,12 @@ def test_two_builds_of_one_set_exclude_each_other(tmp_path: Path) -> None:
 def test_a_full_disk_is_named() -> None:
     with (
         pytest.raises(UserError, match="the disk is full; nothing of the set was left"),
-        naming_a_full_disk(Path("data")),
+        naming_disk_faults(Path("data")),
         open("/dev/full", "w") as full,
     ):
         full.write("x")
         full.flush()
-    with pytest.raises(PermissionError), naming_a_full_disk(Path("data")):
+    with pytest.raises(UserError, match="data: no; name another"), naming_disk_faults(Path("data")):
         raise PermissionError(errno.EACCES, "no")
 
 

@@ -68,7 +68,7 @@ def test_shots_of_classes(
         out = tmp_path / f"{shots}.jsonl"
         main(["--folder", str(birds), *BIRD, "--output", str(out), "--shots", str(shots), "--seed", "2"])
         chosen[shots] = {row["image"] for row in read(out)}
-    assert "1 classes have fewer than 4 images: <answer>house sparrow" in capsys.readouterr().err
+    assert "1 classes have fewer than 4 images: house sparrow" in capsys.readouterr().err
     assert [len(chosen[k]) for k in (1, 2, 4)] == [2, 4, 7]
     assert chosen[1] < chosen[2] < chosen[4]
     moved = birds.rename(tmp_path / "moved")
@@ -216,7 +216,7 @@ def test_own_rows_with_other_names_and_pixels(root: Path, tmp_path: Path) -> Non
             "--task tracking",
         ),
         ({"problem": "p", "solution": "s"}, {"box_space": "abs_resized"}, "--box_space abs_resized"),
-        ({"instruction": ["x"], "boxes": []}, {}, "row 1: 'instruction' and 'boxes' must not be empty"),
+        ({"instruction": ["x"], "boxes": []}, {}, "row 1: 'boxes' must be a list that is not empty"),
     ],
 )
 def test_own_rows_that_cannot_be_read_are_named(record: Mapping, options: Mapping, message: str) -> None:

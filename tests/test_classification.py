@@ -128,15 +128,15 @@ def test_lists(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "classes", "sentence"),
     [
-        ("rows.csv", "image,label\na.png,\n", None, "row 1 needs the fields"),
-        ("rows.csv", "path,label\na.png,x\n", None, "row 1 needs the fields"),
+        ("rows.csv", "image,label\na.png,\n", None, "row 0: needs the fields"),
+        ("rows.csv", "path,label\na.png,x\n", None, "row 0: needs the fields"),
         ("rows.csv", "image,label\na.png,3\n", None, "give the class names with --classes"),
-        ("rows.csv", "image,label\na.png,3\n", ["x", "y"], "row 1 has label 3, but there are 2 classes"),
+        ("rows.csv", "image,label\na.png,3\n", ["x", "y"], "row 0: label 3, but there are 2 classes"),
         ("rows.csv", "image,label\na.png,x\na.png,y\n", None, "listed as 'x' and as 'y'"),
         ("rows.csv", "image,label\n", None, "holds no image"),
-        ("rows.jsonl", '{"image": "a", "label": "x"}\n{', None, "line 2: not JSON"),
-        ("rows.json", "{}", None, "must hold a list"),
-        ("rows.txt", "", None, "must be a .csv"),
+        ("rows.jsonl", '{"image": "a", "label": "x"}\n{', None, "line 2: not valid JSON"),
+        ("rows.json", "{}", None, "row 0: needs the fields"),
+        ("rows.txt", "", None, "must end in .csv"),
     ],
 )
 def test_broken_lists_are_named(tmp_path, name, content, classes, sentence):

@@ -145,7 +145,7 @@ def test_lvis_presets_paths_and_names(shared_data: Path) -> None:
     ("content", "sentence"),
     [
         (None, "no such file"),
-        ("{", "not a JSON file"),
+        ("{", "line 1: not valid JSON"),
         ("[]", "holds an object, not a list"),
         ('{"images": []}', "no list 'categories'"),
         ('{"images": [], "categories": [{"id": 1, "name": "x"}], "annotations": []}', "'images' is empty"),

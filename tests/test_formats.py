@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from virft.data.formats import JSON_LISTS, WRITERS, export, kind_of, to_rows, write_dataset_info
+from virft.data.export import JSON_LISTS, WRITERS, export, write_dataset_info
+from virft.data.formats import kind_of, to_rows
 from virft.data.training import load_rows, target_text
 from virft.errors import UserError
+from virft.parsing import parse_grounding
 
 TAGGED = "<answer>cat</answer>"
 THOUGHT = "<think>It has whiskers.</think><answer>cat</answer>"
@@ -119,7 +121,9 @@ def test_every_sample_of_the_field_is_read(shared_data: Path) -> None:
     assert to_rows(field["sample_sharegpt"])[0]["problem"] == "human instruction"
     assert to_rows(field["sample_openai"])[0]["problem"] == "Who are they?"
     lisa = samples["lisa_train.json / lisa_train_sft.json"]
-    assert to_rows(lisa["lisa_train"])[0]["box"] == [1, 2, 3, 4]
+    boxes = to_rows(lisa["lisa_train"])[0]
+    assert parse_grounding(boxes["solution"]).value == (1, 2, 3, 4)
+    assert boxes["coordinates"] == "pixels"
     assert to_rows(lisa["sft"])[0]["images"] == ["PATH"]
     assert read == 15
 

@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from virft.errors import UserError
+from virft.image_header import orientation, refuse_deep
 
 
 def open_rgb(source: str | Path | Mapping[str, Any] | Image.Image) -> Image.Image:
-    """An image decoded and converted to RGB (alpha is dropped, palettes and grey levels are expanded).
+    """An image decoded and converted to RGB (alpha is dropped, palettes and grey levels are expanded), turned
+    the right way up where EXIF says how the camera was held.
 
     Args:
         source: a path, a dictionary of ``bytes`` and ``path`` as a data set stores it, or an open image.
 
     Raises:
-        UserError: the file is missing, damaged or no image; the message names it.
+        UserError: the file is missing, damaged, no image or of more than 8 bits a channel; the message names
+            it.
     """
     if isinstance(source, Image.Image):
         return source if source.mode == "RGB" else source.convert("RGB")
@@ -29,6 +32,8 @@ def open_rgb(source: str | Path | Mapping[str, Any] | Image.Image) -> Image.Imag
         source = io.BytesIO(source["bytes"]) if source["bytes"] is not None else path
     try:
         with Image.open(source) as opened:
-            return opened.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+            refuse_deep(opened)
+            upright = opened if orientation(opened) == 1 else ImageOps.exif_transpose(opened)
+            return upright.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} is unreadable ({type(error).__name__}: {error})") from error

@@ -6,8 +6,6 @@ Whatever the source, it becomes an :class:`ImageSet`: paths and class names. No 
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from virft import parsing, prompts
+from virft.data.records import read_json, read_text, records
 from virft.errors import UserError
 from virft.types import Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-
-LIST_SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +138,25 @@ def load_coop_split(
         UserError: no such file, not of the format, no such split, or a size that is not the published one.
     """
     path, folder = Path(path), Path(image_folder)
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(split), list):
         raise UserError(f'{path}: not a split file with a list named "{split}"')
     classes: dict[int, str] = {}
-    items = []
-    for part in content.values():
-        for number, row in enumerate(part):
-            if not isinstance(row, list) or len(row) != 3:
-                raise UserError(f"{path}: row {number} is not [image path, label, class name] but {row!r}")
-            classes[row[1]] = str(row[2])
-    items = [(str(folder / image), str(name)) for image, _, name in content[split]]
+    for name, part in content.items():
+        for number, row in enumerate(part if isinstance(part, list) else [part]):
+            if not _is_coop(row):
+                raise UserError(
+                    f"{path}: {name} row {number} is not [image path, label, class name] but {row!r}"
+                )
+            classes[row[1]] = row[2]
+    items = [(str(folder / image), name) for image, _, name in content[split]]
     if len(classes) == KNOWN["flowers102"].classes:
         _check_size(f"{path} {split}", len(items), COOP_FLOWERS.get(split, len(items)), partial)
     return _image_set(path.stem, [classes[label] for label in sorted(classes)], items, str(path))
+
+
+def _is_coop(row: Any) -> bool:
+    return isinstance(row, list) and [type(value) for value in row] == [str, int, str]
 
 
 def load_folder(root: str | Path) -> ImageSet:
@@ -167,13 +169,17 @@ def load_folder(root: str | Path) -> ImageSet:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give a folder that holds one folder per class")
     folders = sorted(p for p in root.iterdir() if p.is_dir())
-    items = [
-        (str(image), _named(folder.name))
-        for folder in folders
-        for image in sorted(folder.rglob("*"))
-        if image.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    items = [(str(image), _named(folder.name)) for folder in folders for image in image_files(folder)]
     return _image_set(root.name, [_named(folder.name) for folder in folders], items, str(root))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and below it, sorted; not the hidden ones that macOS puts beside each."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _named(folder: str) -> str:
@@ -191,64 +197,31 @@ def load_list(
         classes: class names; needed where labels are numbers, which count from 0.
 
     Raises:
-        UserError: no such file, another format, a row (named by its number) without one of the fields, or a
-            number that names no class.
+        UserError: no such file, another format, a row (named by its number, counted from 0) without one of
+            the fields, or a number that names no class.
     """
     path = Path(path)
     folder = Path(image_folder) if image_folder is not None else path.parent
     items = []
-    for number, row in _rows(path):
-        image, label = (
-            (row.get(name) for name in ("image", "label")) if isinstance(row, dict) else (None, None)
-        )
-        if not image or label is None or label == "":
-            raise UserError(f'{path}: row {number} needs the fields "image" and "label", got {row!r}')
-        items.append((str(folder / str(image)), _label(label, classes, f"{path}: row {number}")))
+    for number, row in enumerate(records(path)):
+        image, label = row.get("image"), row.get("label")
+        if not isinstance(image, str) or not image or label is None or label == "":
+            raise UserError(f'{path} row {number}: needs the fields "image" and "label", got {row!r}')
+        items.append((str(folder / image), _label(label, classes, f"{path} row {number}")))
     return _image_set(path.stem, classes or sorted({label for _, label in items}), items, str(path))
-
-
-def _rows(path: Path) -> Iterable[tuple[int, Any]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from enumerate(csv.DictReader(file), 1)
-    elif kind == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                yield number, _parse_json(line, f"{path}: line {number}")
-    elif kind == ".json":
-        content = _read_json(path)
-        if not isinstance(content, list):
-            raise UserError(f"{path}: must hold a list of rows")
-        yield from enumerate(content, 1)
-    else:
-        raise UserError(f"{path}: a list of images must be a .csv, .json or .jsonl file")
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return _parse_json(path.read_text(encoding="utf-8-sig"), str(path))
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
 
 
 def _label(label: Any, classes: Sequence[str] | None, where: str) -> str:
     """The class name: the text itself, or the name at that index where the label is a whole number."""
-    is_number = isinstance(label, int) or (isinstance(label, str) and label.strip().isdigit())
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise UserError(f"{where}: its label must be text or a whole number, got {label!r}")
+    is_number = isinstance(label, int) or label.strip().isdigit()
     if not is_number or (classes is not None and label in classes):
         return str(label).strip()
     if classes is None:
-        raise UserError(f"{where} has the number {label} as its label; give the class names with --classes")
+        raise UserError(f"{where}: its label is the number {label}; give the class names with --classes")
     if not 0 <= int(label) < len(classes):
-        raise UserError(f"{where} has label {label}, but there are {len(classes)} classes, counted from 0")
+        raise UserError(f"{where}: label {label}, but there are {len(classes)} classes, counted from 0")
     return classes[int(label)]
 
 
@@ -259,6 +232,14 @@ def _image_set(name: str, classes: Iterable[str], items: Sequence[tuple[str, str
     for image, label in items:
         if seen.setdefault(image, label) != label:
             raise UserError(f"{where}: {image} is listed as {seen[image]!r} and as {label!r}")
+    readings: dict[str, str] = {}
+    for label in dict.fromkeys(seen.values()):
+        reading = parsing.normalize_class(label)
+        if not reading or readings.setdefault(reading, label) != label:
+            raise UserError(
+                f"{where}: class {label!r} is empty or reads the same as {readings.get(reading, '')!r}; a "
+                "reply could not tell them apart: rename one"
+            )
     return ImageSet(name, tuple(classes), tuple(seen.items()))
 
 
@@ -272,9 +253,7 @@ def read_classes(path: str | Path) -> tuple[tuple[str, ...], dict[str, tuple[str
         UserError: no such file, no name in it, or two names that no reply can tell apart.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such class list")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path).split("\n")]
     entries = [tuple(part.strip() for part in line.split("|")) for line in lines if line and line[0] != "#"]
     if not entries:
         raise UserError(f"{path}: holds no class name")

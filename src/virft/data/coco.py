@@ -7,13 +7,13 @@ parts of ``coco_url`` below the image folder (``val2017/000000000139.jpg``), COC
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from virft import prompts
+from virft.data.records import read_json
 from virft.errors import UserError
 from virft.types import Sample
 
@@ -143,7 +143,14 @@ def choose_categories(annotations: Mapping[str, Any], chosen: str | Sequence[str
         for synonym in category.get("synonyms", ()):
             by_name.setdefault(spelled(synonym), category)
     # A category's own name goes before another's synonym.
-    by_name.update({spelled(c["name"]): c for c in annotations["categories"]})
+    own: dict[str, dict[str, Any]] = {}
+    for category in annotations["categories"]:
+        if (twin := own.setdefault(spelled(category["name"]), category)) is not category:
+            raise UserError(
+                f"the annotations have two categories called {category['name']!r} (ids {twin['id']} and "
+                f"{category['id']}), which no question can tell apart: rename or join them"
+            )
+    by_name.update(own)
     wanted: set[str] = set()
     for name in [chosen] if isinstance(chosen, str) else chosen:
         wanted.update(str(_find(n, by_name)["id"]) for n in _expanded(name, annotations))
@@ -299,10 +306,7 @@ def detection_samples(
 
 
 def _read_json(path: str | Path, what: str) -> Any:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{what} {path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{what} {path}: not a JSON file ({error})") from error
+        return read_json(Path(path))
+    except UserError as error:
+        raise UserError(f"{what} {error}") from None

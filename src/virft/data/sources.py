@@ -1,26 +1,29 @@
-"""Where training rows come from: a Hub id, a ``save_to_disk`` folder, parquet, .json or .jsonl."""
+"""Where training rows come from: a Hub id, a ``save_to_disk`` folder, parquet, .json, .jsonl or .csv."""
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from virft.data.records import RECORD_SUFFIXES, records
 from virft.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
+FILE_SUFFIXES = (*RECORD_SUFFIXES, ".parquet")
+CHUNK = 10_000
+"""Rows of a text file that are objects at once."""
 
 
 def read_table(name: str, split: str = "train") -> tuple[pa.Table, datasets.Features | None, Path | None]:
     """Read a data set without decoding an image.
 
     Args:
-        name: path of a .json, .jsonl or .parquet file, of a folder of parquet files or one written by
+        name: path of a .json, .jsonl, .csv or .parquet file, of a folder of parquet files or one written by
             ``save_to_disk``, or a Hub id ("owner/name").
         split: for sources that have splits.
 
@@ -45,47 +48,66 @@ def _read_file(path: Path) -> tuple[pa.Table, datasets.Features | None]:
     match path.suffix.lower():
         case ".parquet":
             return _from_dataset(_read_parquet([path]))
-        case ".json" | ".jsonl":
-            return _table(list(_records(path)), path), None
+        case suffix if suffix in RECORD_SUFFIXES:
+            return table_of(records(path), str(path)), None
     raise UserError(f"{path}: cannot read this kind of file; give one of {', '.join(FILE_SUFFIXES)}")
 
 
-def _records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON list, or of one JSON document a line, whichever the file holds."""
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        if text.lstrip().startswith("["):
-            rows = list(enumerate(json.loads(text)))
-        else:
-            lines = enumerate(line for line in text.splitlines() if line.strip())
-            rows = [(number, json.loads(line)) for number, line in lines]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write a list of objects, or one a line") from None
-    for number, row in rows:
-        if not isinstance(row, Mapping):
-            raise UserError(f"{path}: row {number} is {type(row).__name__}, not an object of columns")
-        yield row
+def table_of(rows: Iterator[Mapping[str, Any]], name: str) -> pa.Table:
+    """Rows as a table; columns that a row lacks hold null. Few rows are held as objects at once.
 
-
-def _table(rows: list[Mapping[str, Any]], path: Path) -> pa.Table:
+    Raises:
+        UserError: a column holds several kinds of values; names it and two rows.
+    """
     import pyarrow as pa
 
-    names = dict.fromkeys(key for row in rows for key in row)
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            kinds = [
-                (number, type(value).__name__) for number, value in enumerate(values) if value is not None
-            ]
-            odd = next((pair for pair in kinds if pair[1] != kinds[0][1]), kinds[0])
-            raise UserError(
-                f"{path}: column {name!r} mixes kinds of values: row {kinds[0][0]} holds {kinds[0][1]}, "
-                f"row {odd[0]} holds {odd[1]}; give every row the same kind"
-            ) from None
-    return pa.table(columns)
+    chunks = []
+    while batch := list(itertools.islice(rows, CHUNK)):
+        names = dict.fromkeys(key for row in batch for key in row)
+        columns = {key: _column([row.get(key) for row in batch], key, name) for key in names}
+        chunks.append(pa.table(columns))
+    if not chunks:
+        return pa.table({})
+    names = dict.fromkeys(key for chunk in chunks for key in chunk.column_names)
+    return pa.table({key: _joined(chunks, key, name) for key in names})
+
+
+def _joined(chunks: list[pa.Table], key: str, name: str) -> pa.ChunkedArray:
+    """A column of several tables as one; a table that lacks it has nulls."""
+    import pyarrow as pa
+
+    parts = [chunk.column(key) if key in chunk.column_names else None for chunk in chunks]
+    kinds = {part.type for part in parts if part is not None and not pa.types.is_null(part.type)}
+    if len(kinds) > 1:
+        values = [
+            value
+            for chunk, part in zip(chunks, parts, strict=True)
+            for value in (part.to_pylist() if part is not None else [None] * chunk.num_rows)
+        ]
+        return pa.chunked_array([_column(values, key, name)])
+    kind = kinds.pop() if kinds else pa.null()
+    return pa.chunked_array(
+        [
+            array
+            for chunk, part in zip(chunks, parts, strict=True)
+            for array in (part.cast(kind).chunks if part is not None else [pa.nulls(chunk.num_rows, kind)])
+        ],
+        kind,
+    )
+
+
+def _column(values: list[Any], key: str, name: str) -> pa.Array:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        kinds = [(number, type(value).__name__) for number, value in enumerate(values) if value is not None]
+        odd = next((pair for pair in kinds if pair[1] != kinds[0][1]), kinds[0])
+        raise UserError(
+            f"{name}: column {key!r} mixes kinds of values: row {kinds[0][0]} holds {kinds[0][1]}, "
+            f"row {odd[0]} holds {odd[1]}; give every row the same kind"
+        ) from None
 
 
 def _read_folder(path: Path, split: str) -> datasets.Dataset:
@@ -102,17 +124,23 @@ def _read_folder(path: Path, split: str) -> datasets.Dataset:
         return loaded
     files = sorted(path.glob("*.parquet")) or sorted(path.glob(f"**/{split}*.parquet"))
     if not files:
+        if any(path.glob("*.json")):
+            raise UserError(
+                f"{path}: a folder of .json files: name one of them; a split of LISA becomes rows by "
+                f"python dataset/build_grounding.py --split {path} --output rows.jsonl"
+            )
         raise UserError(f"{path}: neither a folder written by save_to_disk nor one with .parquet files in it")
     return _read_parquet(files)
 
 
 def _read_parquet(files: list[Path]) -> datasets.Dataset:
+    import pyarrow as pa
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
         return load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, pa.ArrowInvalid) as error:
         raise UserError(f"{files[0]}: not a readable parquet file ({error.__cause__ or error})") from None
 
 

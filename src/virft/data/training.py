@@ -15,6 +15,7 @@ import hashlib
 import io
 import logging
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 from virft import prompts
 from virft.boxes import resized
 from virft.data.coordinates import convert_rows
+from virft.data.formats import IMAGE_COLUMNS, table_of_rows, told_apart
 from virft.data.mixture import load_mixture
 from virft.data.sources import read_table
 from virft.errors import UserError
+from virft.image_header import refuse_deep, shown_size
 
 if TYPE_CHECKING:
     import datasets
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGE_COLUMNS = ("images", "image", "image_path")
 MISNAMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "problem": ("problems", "question", "prompt", "query", "text"),
@@ -59,6 +61,9 @@ SHOWN = 3
 def load_rows(name: str, split: str = "train", image_folder: str | Path | None = None) -> datasets.Dataset:
     """Load and check training rows; no image is decoded, but every image's header is read.
 
+    Records of another training format (:mod:`virft.data.formats`) become rows, with a line in the log that
+    names the format, which is the data set's ``info.description`` too.
+
     Args:
         name: a path or a Hub id, see :func:`virft.data.sources.read_table`.
         split: for sources that have splits.
@@ -79,12 +84,16 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
     table, features, folder = read_table(name, split)
     if table.num_rows == 0:
         raise UserError(f"{name}: the data set is empty")
+    read_as = told_apart(table.column_names)
+    if read_as:
+        table, features = table_of_rows(table, name)[0], None
+        logger.warning("%s: %s", name, read_as)
     table = _ask(table, name)
     _check_columns(table.column_names, name)
     for column in ("problem", "solution"):
-        _check_text(table.column(column).to_pylist(), column, name)
+        _check_text(table.column(column), column, name)
     if "system" in table.column_names:
-        _check_text([v for v in table.column("system").to_pylist() if v not in (None, "")], "system", name)
+        _check_text(table.column("system"), "system", name, optional=True)
 
     image_column = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
     start = Path(image_folder).expanduser() if image_folder is not None else folder
@@ -92,9 +101,6 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
         raise UserError(f"--image_folder {image_folder}: no such folder")
     images = _image_lists(table, image_column, start, name)
     sizes = _image_sizes(images, name)
-
-    import pyarrow as pa
-
     kept = [c for c in table.column_names if c not in (*IMAGE_COLUMNS, "image_sizes")]
     schema = (
         Features({c: features[c] for c in kept})
@@ -104,8 +110,8 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
     schema["images"] = List(ImageFeature(decode=False))
     schema["image_sizes"] = List(List(Value("int32")))
     rows = table.select(kept).append_column("images", images)
-    rows = rows.append_column("image_sizes", pa.array(sizes, pa.list_(pa.list_(pa.int32()))))
-    return Dataset(InMemoryTable(rows), info=DatasetInfo(features=schema))
+    rows = rows.append_column("image_sizes", sizes)
+    return Dataset(InMemoryTable(rows), info=DatasetInfo(features=schema, description=read_as))
 
 
 def to_prompts(rows: datasets.Dataset, system: str | None = None) -> datasets.Dataset:
@@ -208,8 +214,9 @@ def data_summary(rows: datasets.Dataset, name: str | Sequence[str], split: str) 
 def data_hash(rows: datasets.Dataset) -> str:
     """Hex digest of the rows' words and image sizes: equal for equal data, wherever it lies."""
     digest = hashlib.sha256()
-    for column in ("problem", "solution", "image_sizes"):
-        digest.update(repr(list(rows[column])).encode())
+    for column in ("problem", "solution", "image_sizes", "system"):
+        if column in rows.column_names:
+            digest.update(repr(list(rows[column])).encode())
     return digest.hexdigest()[:16]
 
 
@@ -227,8 +234,8 @@ def _ask(table: pa.Table, name: str) -> pa.Table:
     column = next((c for c in ASKS if c in table.column_names), None)
     if "problem" in table.column_names or column is None:
         return table
+    _check_text(table.column(column), column, name)
     words = table.column(column).to_pylist()
-    _check_text(words, column, name)
     unknown = [n for n, word in enumerate(words) if column == "subject" and word not in prompts.SUBJECTS]
     if unknown:
         raise UserError(
@@ -253,20 +260,31 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 
 
 def _how_to_get(wanted: str, columns: Sequence[str], name: str) -> str:
-    from virft.data.formats import format_of  # it imports this module
+    found = {
+        ours: next((c for c in MISNAMED[ours] if c in columns), None) for ours in ("problem", "solution")
+    }
+    meant = found[wanted]
+    if meant is None:
+        return f"its columns are {', '.join(columns)}"
+    pairs = " ".join(f"{ours}={theirs}" for ours, theirs in found.items() if theirs and ours not in columns)
+    command = f"python dataset/build_rows.py --source {name} --map {pairs} --output rows.jsonl"
+    return f"rename {meant!r} to {wanted!r}; {command} does it"
 
-    if meant := next((c for c in MISNAMED[wanted] if c in columns), None):
-        return f"rename {meant!r} to {wanted!r}"
-    if known := format_of(columns):
-        command = f"python dataset/build_rows.py --source {name} --output rows.jsonl"
-        return f"these are records of the format {known!r}: {command} makes rows of them"
-    return f"its columns are {', '.join(columns)}"
 
-
-def _check_text(values: Sequence[Any], column: str, name: str) -> None:
-    bad = [n for n, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
+def _check_text(values: pa.ChunkedArray, column: str, name: str, optional: bool = False) -> None:
+    """Raise UserError where a value is no text or blank; null and "" pass where they are ``optional``."""
+    bad: list[int] = []
+    start, first = 0, None
+    for chunk in values.chunks:
+        for number, value in enumerate(chunk.to_pylist(), start=start):
+            if optional and value in (None, ""):
+                continue
+            if not isinstance(value, str) or not value.strip():
+                first = first if bad else value
+                bad.append(number)
+        start += len(chunk)
     if bad:
-        raise UserError(f"{name}: {named(bad)}: {column!r} must be text, got {values[bad[0]]!r}")
+        raise UserError(f"{name}: {named(bad)}: {column!r} must be text, got {first!r}")
 
 
 def _image_lists(table: pa.Table, column: str | None, folder: Path | None, name: str) -> pa.Array:
@@ -281,14 +299,19 @@ def _image_lists(table: pa.Table, column: str | None, folder: Path | None, name:
         return pa.chunked_array([_wrap(chunk, image) for chunk in values.chunks], pa.list_(image))
     if pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type):
         return values.cast(pa.list_(image)).fill_null([])
-    rows = [[] if v in (None, "") else [v] if isinstance(v, str) else v for v in values.to_pylist()]
-    for number, row in enumerate(rows):
-        if not isinstance(row, list) or any(not isinstance(v, str) for v in row):
-            raise UserError(
-                f"{name}: row {number}: {column!r} must be a path or a list of paths, got {row!r}"
-            )
-    paths = [[{"bytes": None, "path": str((folder or Path()) / path)} for path in row] for row in rows]
-    return pa.array(paths, pa.list_(image))
+    chunks, number = [], 0
+    for chunk in values.chunks:
+        paths = []
+        for value in chunk.to_pylist():
+            row = [] if value in (None, "") else [value] if isinstance(value, str) else value
+            if not isinstance(row, list) or any(not isinstance(v, str) for v in row):
+                raise UserError(
+                    f"{name}: row {number}: {column!r} must be a path or a list of paths, got {row!r}"
+                )
+            paths.append([{"bytes": None, "path": str((folder or Path()) / path)} for path in row])
+            number += 1
+        chunks.append(pa.array(paths, pa.list_(image)))
+    return pa.chunked_array(chunks, pa.list_(image))
 
 
 def _wrap(chunk: pa.StructArray, image: pa.DataType) -> pa.ListArray:
@@ -302,19 +325,25 @@ def _wrap(chunk: pa.StructArray, image: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values.cast(image))
 
 
-def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> list[list[list[int]]]:
-    """[width, height] of every image, from its header. Raises UserError for the first unreadable ones."""
+def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
+    """[width, height] of every image of every row the right way up, from its header.
+
+    Raises:
+        UserError: an image is absent, unreadable, or of more than 8 bits a channel; names the first ones.
+    """
+    import pyarrow as pa
     from PIL import Image, UnidentifiedImageError
 
-    sizes, bad, first = [], [], ""
+    # Flat numbers: a million rows of nested lists would take a gigabyte.
+    sides, ends, bad, first = array("i"), array("i", [0]), [], ""
     for number, row in enumerate(images):
-        found = []
         for value in row.as_py() or ():
             where = value["path"] or "(embedded)"
             try:
                 source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else where
                 with Image.open(source) as opened:
-                    found.append(list(opened.size))
+                    refuse_deep(opened)
+                    sides.extend(shown_size(opened))
             except FileNotFoundError:
                 bad.append(number)
                 first = (
@@ -324,10 +353,13 @@ def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> list[list[lis
             except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
                 bad.append(number)
                 first = first or f"image {where} is unreadable ({type(error).__name__}: {error})"
-        sizes.append(found)
+        ends.append(len(sides) // 2)
     if bad:
         raise UserError(f"{name}: {named(bad)}: {first}")
-    return sizes
+    pairs = pa.ListArray.from_arrays(
+        pa.array(range(0, len(sides) + 1, 2), pa.int32()), pa.array(sides, pa.int32())
+    )
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pairs)
 
 
 def prompt_lengths(rows: datasets.Dataset, processor: Any) -> list[int]:

@@ -5,8 +5,8 @@ twice, and the task's rewards on the solutions themselves; with ``--held_out FIL
 sets. Problems are named with row numbers (counted from 0). Ends with a summary and exit code 0, or with one
 error line and exit code 2.
 
-Records of another training format (:mod:`virft.data.formats`) are checked as the rows that
-``dataset/build_rows.py`` makes of them.
+Records of another training format (:mod:`virft.data.formats`) are read as training reads them, and the report
+says which format they are in.
 """
 
 from __future__ import annotations
@@ -15,19 +15,13 @@ import argparse
 import hashlib
 import io
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from virft.boxes import convert
-from virft.data.builders import own_rows
-from virft.data.builders.labelled import write_drafts
-from virft.data.builders.output import Target
-from virft.data.builders.readers import RECORD_SUFFIXES, records
+from virft.boxes import SPACES, convert
 from virft.data.coordinates import ROW_SPACE
-from virft.data.formats import format_of
+from virft.data.formats import USERS
 from virft.data.training import load_rows, named
 from virft.errors import UserError, run_program
 from virft.parsing import parse_detections, parse_grounding
@@ -35,88 +29,81 @@ from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, check, print the summary."""
+    """Parse the arguments, check, print the summary. Raises UserError for what is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m virft.data.validate", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "file",
-        help="a .json, .jsonl or .parquet file, a save_to_disk folder or a Hub id; records of LLaMA-Factory, "
-        "ms-swift, VLM-R1, EasyR1 or MAT too",
+        help="a .json, .jsonl, .csv or .parquet file, a save_to_disk folder or a Hub id; rows, or records of "
+        + "; ".join(USERS.values()),
     )
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_folder", help="where relative image paths start; default: beside the file")
     parser.add_argument(
         "--held_out", help="rows of a test or validation set that must share no image with FILE"
     )
-    parser.add_argument("--task", default="detection", choices=list(TASK_REWARDS))
+    parser.add_argument(
+        "--task", default="detection", choices=list(TASK_REWARDS), help="of rows without a column 'task'"
+    )
     parser.add_argument("--reward_funcs", nargs="+", help="rewards instead of the task's")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        check(args, Path(folder))
-
-
-def check(args: argparse.Namespace, folder: Path) -> None:
-    """All checks of the program; ``folder`` holds what is made of other formats. Raises UserError."""
-    rows = read(args.file, args, folder)
+    rows = load_rows(args.file, args.split, args.image_folder)
     pictures = picture_hashes(rows, args.file)
     check_repeated(rows, pictures, args.file)
     if args.held_out:
-        held_out = read(args.held_out, args, folder / "held_out")
+        held_out = load_rows(args.held_out, args.split, args.image_folder)
         check_leaks(pictures, picture_hashes(held_out, args.held_out), args.file, args.held_out)
     check_boxes(rows, args.file)
-    check_solutions(load_rewards(args.reward_funcs or TASK_REWARDS[args.task]), rows.remove_columns("images"))
+    own = set(rows["task"]) if "task" in rows.column_names else set()
+    tasks = [args.task, *(task for task in TASK_REWARDS if task in own - {args.task})]
+    check_classes(rows, args.task, args.file)
+    names = args.reward_funcs or list(dict.fromkeys(name for task in tasks for name in TASK_REWARDS[task]))
+    check_solutions(load_rewards(names), rows.remove_columns("images"))
     sys.stdout.write(summary(rows))
 
 
-def read(name: str, args: argparse.Namespace, folder: Path) -> Any:
-    """Rows of any format, with a line that says which one where it is another's. Raises UserError."""
-    path = Path(name).expanduser()
-    first = next(records(path), {}) if path.is_file() and path.suffix in RECORD_SUFFIXES else {}
-    known = format_of(first)
-    if known in (None, "rows"):
-        return load_rows(name, args.split, args.image_folder)
-    task = args.task if args.task in own_rows.TASKS else None
-    images = Path(args.image_folder) if args.image_folder else path.parent
-    drafts = list(own_rows.drafts(records(path), name, images.absolute(), task=task))
-    target = Target.of(str(folder / "rows.jsonl"))
-    write_drafts(drafts, target, {}, {})
-    sys.stdout.write(f"{name}: records of the format {known!r}, checked as the rows they become\n")
-    return load_rows(str(target.path))
-
-
-def picture_hashes(rows: Any, name: str) -> list[list[str]]:
-    """Decode every image; a digest of its pixels, whatever format holds them, for each one of each row.
+def picture_hashes(rows: Any, name: str) -> list[tuple[bytes, ...]]:
+    """Decode every image, a file once; a digest of the pixels of each, whatever format holds them.
 
     Raises:
         UserError: some cannot be decoded; names the rows.
     """
-    from PIL import Image
-
     bad, first, hashes = [], "", []
+    known: dict[Any, bytes] = {}
     for number, images in enumerate(rows["images"]):
         digests = []
         for image in images:
-            source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
+            embedded = image["bytes"]
+            key = image["path"] if embedded is None else hashlib.sha256(embedded).digest()
             try:
-                with Image.open(source) as opened:
-                    pixels = opened.convert("RGB")
-                    digests.append(hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest())
+                if key not in known:
+                    known[key] = _pixels_digest(image["path"] if embedded is None else io.BytesIO(embedded))
+                digests.append(known[key])
             except (OSError, ValueError) as error:
                 bad.append(number)
                 first = first or f"image {image['path'] or '(embedded)'} is damaged ({error})"
-        hashes.append(digests)
+        hashes.append(tuple(digests))
     if bad:
         raise UserError(f"{name}: {named(bad)}: {first}")
     return hashes
 
 
-def check_repeated(rows: Any, pictures: list[list[str]], name: str) -> None:
+def _pixels_digest(source: Any) -> bytes:
+    from PIL import Image, ImageOps
+
+    with Image.open(source) as opened:
+        pixels = ImageOps.exif_transpose(opened).convert("RGB")
+    return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
+
+
+def check_repeated(rows: Any, pictures: Sequence[tuple[bytes, ...]], name: str) -> None:
     """Raise UserError where a row asks what an earlier one asked about the same images."""
-    seen: dict[Any, int] = {}
+    seen: dict[bytes, int] = {}
     repeated = []
-    contexts = rows["context"] if "context" in rows.column_names else [None] * len(rows)
-    for number, question in enumerate(zip(rows["problem"], contexts, map(tuple, pictures), strict=True)):
+    asked = [c for c in ("problem", "context", "system") if c in rows.column_names]
+    for number, (*words, images) in enumerate(zip(*(rows[c] for c in asked), pictures, strict=True)):
+        question = hashlib.sha256(repr((words, images)).encode()).digest()
         if seen.setdefault(question, number) != number:
             repeated.append((number, seen[question]))
     if repeated:
@@ -126,7 +113,9 @@ def check_repeated(rows: Any, pictures: list[list[str]], name: str) -> None:
         )
 
 
-def check_leaks(pictures: list[list[str]], others: list[list[str]], name: str, other: str) -> None:
+def check_leaks(
+    pictures: Sequence[tuple[bytes, ...]], others: Sequence[tuple[bytes, ...]], name: str, other: str
+) -> None:
     """Raise UserError where an image of ``name`` stands in ``other`` as well."""
     where = {digest: number for number, row in enumerate(others) for digest in row}
     leaks = [(number, where[d]) for number, row in enumerate(pictures) for d in row if d in where]
@@ -147,6 +136,8 @@ def check_boxes(rows: Any, name: str) -> None:
         zip(rows["solution"], spaces, rows["image_sizes"], strict=True)
     ):
         space = space or ROW_SPACE
+        if space not in SPACES:
+            raise UserError(f"{name}: row {number}: coordinates {space!r}: one of {', '.join(SPACES)}")
         if space == "abs_resized" or len(sizes) != 1:
             continue
         width, height = sizes[0]
@@ -154,11 +145,26 @@ def check_boxes(rows: Any, name: str) -> None:
         grounded = parse_grounding(solution).value if not found else None
         for box in found + ([grounded] if grounded else []):
             x1, y1, x2, y2 = convert(box, space, "norm1000", (width, height))
-            if not (0 <= x1 <= x2 <= 1000 and 0 <= y1 <= y2 <= 1000):
+            # In pixels one is forgiven: some tools count from 1, and polygons are drawn on the edge.
+            over_x, over_y = (0, 0) if space == "norm1000" else (1000 / width, 1000 / height)
+            if not (-over_x <= x1 < x2 <= 1000 + over_x and -over_y <= y1 < y2 <= 1000 + over_y):
                 raise UserError(
-                    f"{name}: row {number}: box {[*map(float, box)]} in {space} is inverted or leaves "
-                    f"the image of {width} x {height} pixels"
+                    f"{name}: row {number}: box {[*map(float, box)]} in {space} is empty, inverted or "
+                    f"leaves the image of {width} x {height} pixels"
                 )
+
+
+def check_classes(rows: Any, task: str, name: str) -> None:
+    """Raise UserError where a row of classification, its own or the run's ``task``, has boxes for a solution:
+    as text they would pass for the name of a class."""
+    tasks = rows["task"] if "task" in rows.column_names else [None] * len(rows)
+    bad = [
+        number
+        for number, (own, solution) in enumerate(zip(tasks, rows["solution"], strict=True))
+        if (own or task) == "classification" and parse_detections(solution).value
+    ]
+    if bad:
+        raise UserError(f"{name}: {named(bad)}: boxes instead of a class; is --task right?")
 
 
 def summary(rows: Any) -> str:
@@ -166,7 +172,10 @@ def summary(rows: Any) -> str:
     counts = Counter(len(sizes) for sizes in rows["image_sizes"])
     sides = [side for sizes in rows["image_sizes"] for size in sizes for side in size]
     columns = [c for c in rows.column_names if c != "image_sizes"]
-    lines = [f"{len(rows)} rows, all sound", f"columns: {', '.join(columns)}"]
+    lines = [rows.info.description] if rows.info.description else []
+    lines += [f"{len(rows)} rows, all sound", f"columns: {', '.join(columns)}"]
+    if "system" in rows.column_names:
+        lines.append(f"rows with a system message of their own: {sum(map(bool, rows['system']))}")
     lines += [f"{n} image(s): {count} rows" for n, count in sorted(counts.items())]
     if sides:
         lines.append(f"image sides: {min(sides)} to {max(sides)} pixels")

@@ -12,6 +12,7 @@ from typing import Any
 
 from virft import prompts
 from virft.data import classification as data
+from virft.data.records import RECORD_SUFFIXES
 from virft.errors import UserError
 from virft.evaluate import protocol
 from virft.evaluate.asking import ask as ask_model
@@ -103,13 +104,13 @@ def load_images(settings: Settings) -> tuple[data.ImageSet, Path]:
         )
     elif source.is_dir():
         folder, images = source, data.load_folder(source)
-    elif source.suffix.lower() in data.LIST_SUFFIXES:
+    elif source.suffix.lower() in RECORD_SUFFIXES:
         folder = Path(settings.image_folder or source.parent)
         images = data.load_list(source, folder, listed[0] if listed else None)
     else:
         raise UserError(
             f"--dataset {settings.dataset!r} is none of {', '.join(data.KNOWN)}, no folder and no "
-            f"{', '.join(data.LIST_SUFFIXES)} file"
+            f"{', '.join(RECORD_SUFFIXES)} file"
         )
     return (data.with_classes(images, *listed) if listed else images), folder
 

@@ -19,6 +19,7 @@ from virft.evaluate import protocol
 from virft.evaluate.lisa_boxes import asked, check_rule
 from virft.evaluate.protocol import say
 from virft.files import replacing
+from virft.image_header import shown_size
 from virft.metrics import grounding as metrics
 from virft.predictions import load_meta, load_predictions, meta_path
 from virft.types import Prediction, Sample
@@ -237,7 +238,7 @@ def _areas(
     annotation: data.Annotation, identity: str, rle: Mapping[str, Any] | None, rule: str
 ) -> tuple[int, int]:
     with Image.open(annotation.image) as image:
-        size = image.size
+        size = shown_size(image)
     predicted = metrics.decode_mask(rle) if rle is not None else None
     if predicted is not None and predicted.shape != size[::-1]:
         raise UserError(

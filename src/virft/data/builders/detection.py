@@ -22,12 +22,12 @@ from virft.data.builders.output import (
     combined_fingerprint,
     fingerprint,
     is_built,
-    naming_a_full_disk,
+    naming_disk_faults,
     working_folder,
     write_manifest,
 )
 from virft.data.builders.progress import Stage, silent
-from virft.data.builders.readers import READERS
+from virft.data.builders.readers import READERS, TABLE_SPACES, image_size
 from virft.data.builders.rules import BoxRules
 from virft.data.coco import choose_categories, shown
 from virft.data.sources import read_table
@@ -78,6 +78,12 @@ class DetectionSettings:
         """Raises UserError for a value outside its range."""
         if self.kind not in READERS:
             raise UserError(f"--kind {self.kind}: one of {', '.join(READERS)}")
+        if self.split and self.kind not in ("yolo", "voc"):
+            raise UserError(f"--split is of a YOLO or VOC set, not of --kind {self.kind}")
+        if self.box_space not in TABLE_SPACES:
+            raise UserError(f"--box_space {self.box_space}: one of {', '.join(TABLE_SPACES)}")
+        if self.box_space != "pixels" and self.kind != "table":
+            raise UserError(f"--box_space is of a table's corners, not of --kind {self.kind}")
         if self.space not in MODEL_SPACES:
             raise UserError(f"--coordinates {self.space}: one of {', '.join(MODEL_SPACES)}")
         if self.space == "abs_resized":
@@ -156,10 +162,9 @@ def build(
         UserError: bad input, an existing other set, no rows, a full disk; then nothing is left behind.
     """
     made_from = settings.manifest()
-    if not overwrite and is_built(target, made_from):
+    if is_built(target, made_from, overwrite):
         return None
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with naming_a_full_disk(target.path.parent), working_folder(target.path, work_folder) as folder:
+    with naming_disk_faults(target.path.parent), working_folder(target.path, work_folder) as folder:
         with closing(Index(folder / "index.sqlite")) as index:
             chosen = _prepare(index, settings, processes, stage)
             written = _write(index, settings, target, processes, stage)
@@ -241,10 +246,12 @@ def _make_rows(
         " WHERE p.image BETWEEN ? AND ? ORDER BY p.image, p.category",
         numbers,
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for image_id, path, width, height, category, boxes in found:
         pixels = json.loads(boxes)
         size = size_of(path, width, height, settings.images)
+        if not rows or rows[-1]["image_id"] != image_id:
+            _check_shape(settings.images / path, size)
         model_size = settings.model_size(size) if settings.space == "abs_resized" else None
         converted = [convert(box, "pixels", settings.space, size, model_size) for box in pixels]
         row = {
@@ -259,6 +266,26 @@ def _make_rows(
         rows.append(target.encode(row, [settings.images / path]))
     connection.close()
     return rows
+
+
+def _check_shape(path: Path, said: Size) -> None:
+    """Raises UserError where an image has not the shape that its boxes were drawn on.
+
+    A smaller or larger copy is right, since rows hold shares of the sides; one that was turned, or another
+    image of the same name, is not. A file that cannot be read is left to training and the validator, which
+    name its rows.
+    """
+    try:
+        width, height = image_size(path)
+    except UserError:
+        return
+    shape, meant = width / height, said[0] / said[1]
+    # One pixel of rounding when a copy was made smaller.
+    if abs(shape / meant - 1) > 0.02 + 1 / min(width, height):
+        raise UserError(
+            f"{path}: the picture is {width} x {height} pixels, its annotations are for "
+            f"{said[0]} x {said[1]}: is --image_folder right, or was the image turned after it was annotated?"
+        )
 
 
 def _counts(index: Index, chosen: Chosen, written: int) -> dict[str, Any]:

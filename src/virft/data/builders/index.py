@@ -119,6 +119,8 @@ class Index:
             setattr(counts, name, self._one(f"SELECT COUNT(*) FROM {name}")[0])
         if not counts.images:
             raise UserError(f"{source}: no images")
+        if not counts.categories:
+            raise UserError(f"{source}: no categories, so there is nothing to ask for")
         for column, table in (("image", "images"), ("category", "categories")):
             of_unknown = f"FROM boxes WHERE {column} NOT IN (SELECT id FROM {table})"
             if row := self._one(f"SELECT place, {column} {of_unknown} LIMIT 1"):

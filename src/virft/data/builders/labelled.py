@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from virft import prompts
+from virft import parsing, prompts
 from virft.boxes import convert
 from virft.data import solutions
 from virft.data.builders.choice import rank, shots
@@ -17,7 +17,7 @@ from virft.data.builders.ordered import ordered_map
 from virft.data.builders.output import (
     Target,
     is_built,
-    naming_a_full_disk,
+    naming_disk_faults,
     working_folder,
     write_manifest,
 )
@@ -69,11 +69,15 @@ def classification_drafts(
 
         items = shots(items, lambda item: item[1], key, per_class)
     problem = prompts.classification(contains, to_name)
+    written = {label: solutions.classification(label) for label in images.classes}
+    for label, solution in written.items():
+        if parsing.parse_class(solution).value != label:
+            raise UserError(f"{images.name}: class {label!r} cannot be read back from an answer: rename it")
     drafts = []
     for path, label in items:
         columns: dict[str, Any] = {
             "problem": problem,
-            "solution": solutions.classification(label),
+            "solution": written[label],
             "task": "classification",
         }
         if images.aliases:
@@ -133,12 +137,11 @@ def write_drafts(
         UserError: no rows, an image that cannot be read, a box outside its image, an existing other set, a
             full disk; then nothing is left behind.
     """
-    if not overwrite and is_built(target, settings):
+    if is_built(target, settings, overwrite):
         return None
     if not drafts:
         raise UserError(f"{target.path}: no rows to write")
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with naming_a_full_disk(target.path.parent), working_folder(target.path):
+    with naming_disk_faults(target.path.parent), working_folder(target.path):
         advance = stage("writing rows", len(drafts))
         single = all(len(draft.images) == 1 for draft in drafts)
         # A column's kind is that of its first value; rows without one hold None.
@@ -164,9 +167,12 @@ def _encode(
     rows = []
     for draft in drafts:
         columns = {name: draft.columns.get(name) for name in names}
-        if draft.box is not None:
-            columns["solution"] = solutions.grounding(_norm1000(draft))
-        rows.append(target.encode(columns, draft.images, single))
+        try:
+            if draft.box is not None:
+                columns["solution"] = solutions.grounding(_norm1000(draft))
+            rows.append(target.encode(columns, draft.images, single))
+        except UserError as error:
+            raise UserError(f"{draft.place}: {error}" if draft.place else str(error)) from None
     return rows
 
 
@@ -177,12 +183,12 @@ def _norm1000(draft: Draft) -> Box:
     cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if cut[0] >= cut[2] or cut[1] >= cut[3]:
         raise UserError(
-            f"{draft.place}: its box {[round(v, 1) for v in draft.box]} is empty or outside of its image, "
+            f"its box {[round(v, 1) for v in draft.box]} is empty or outside of its image, "
             f"{width} x {height} pixels"
         )
     return convert(cut, "pixels", "norm1000", image_size=(width, height))
 
 
-def per_class(drafts: Iterable[Draft], name: Callable[[Draft], str]) -> dict[str, int]:
-    """How many rows each class has, in the order of first appearance."""
-    return dict(Counter(name(draft) for draft in drafts))
+def per_class(drafts: Iterable[Draft]) -> dict[str, int]:
+    """How many classification rows each class has, in the order of first appearance."""
+    return dict(Counter(parsing.parse_class(draft.columns["solution"]).value for draft in drafts))

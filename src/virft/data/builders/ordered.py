@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
+from virft.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,8 +25,13 @@ def ordered_map(work: Callable[[T], R], items: Iterable[T], processes: int) -> I
         work: a function that can be pickled.
         items: what to work on.
         processes: 1 works here, without another process.
+
+    Raises:
+        UserError: ``processes`` is less than 1.
     """
-    if processes <= 1:
+    if processes < 1:
+        raise UserError(f"--processes {processes} must be at least 1")
+    if processes == 1:
         yield from map(work, items)
         return
     # spawn: a forked child would share the parent's open SQLite file, which SQLite forbids.

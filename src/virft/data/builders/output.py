@@ -84,19 +84,30 @@ class Target:
         Raises:
             UserError: there are no rows, or the disk is full.
         """
-        with naming_a_full_disk(self.path.parent), replacing_tree(self.path) as unfinished:
+        import pyarrow as pa
+
+        with naming_disk_faults(self.path.parent), replacing_tree(self.path) as unfinished:
             if self.kind == "jsonl":
                 return _write_jsonl(unfinished, rows)
             first, rows = _peek(iter(rows))
-            features = _features(like or first)
-            return (_write_parquet if self.kind == "parquet" else _write_folder)(unfinished, rows, features)
+            write = _write_parquet if self.kind == "parquet" else _write_folder
+            try:
+                return write(unfinished, rows, _features(like or first))
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise UserError(
+                    f"{self.path}: a column holds values of several kinds ({error}): give it one kind, or "
+                    "write .jsonl"
+                ) from None
 
 
 @lru_cache(maxsize=16)  # the rows of one image follow one another
 def _relative(image: Path, folder: Path) -> str:
     if not image.is_file():
         raise UserError(f"{image}: no such image; is --image_folder right?")
-    return Path(os.path.relpath(image, folder)).as_posix()
+    relative = Path(os.path.relpath(image, folder)).as_posix()
+    if not relative.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in relative):
+        raise UserError(f"{relative!r}: its name is not UTF-8, so no file of rows can name it: rename it")
+    return relative
 
 
 def _embedded(image: Path) -> dict[str, Any]:
@@ -116,16 +127,13 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _features(row: Mapping[str, Any]) -> Any:
-    from datasets import Features, Image, List, Value
-
-    kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    import pyarrow as pa
+    from datasets import Features, Image, List
 
     special = {"image": Image(), "images": List(Image())}
-
-    def feature(value: Any) -> Any:
-        return List(feature(value[0])) if isinstance(value, list) else Value(kinds[type(value)])
-
-    return Features({key: special.get(key) or feature(value) for key, value in row.items()})
+    columns = {key: pa.array([value]) for key, value in row.items() if key not in special}
+    known = Features.from_arrow_schema(pa.table(columns).schema)
+    return Features({key: special.get(key) or known[key] for key in row})
 
 
 def _write_parquet(path: Path, rows: Iterator[Mapping[str, Any]], features: Any) -> int:
@@ -189,7 +197,7 @@ def replacing_tree(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield unfinished
-        if path.exists():
+        if path.is_dir():
             shutil.rmtree(path)
         unfinished.rename(path)
     finally:
@@ -197,22 +205,24 @@ def replacing_tree(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the errors that a full disk causes into one sentence.
+def naming_disk_faults(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, and of a folder that cannot be made or written, into one sentence.
 
     Raises:
-        UserError: the disk is full.
+        UserError: naming the disk or the path.
     """
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
-        if not full:
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
+            raise UserError(
+                f"{folder}: the disk is full; nothing of the set was left there: free space, or name another "
+                "--output, or another --work_folder for the index"
+            ) from error
+        if code is None:
             raise
-        raise UserError(
-            f"{folder}: the disk is full; nothing of the set was left there: free space, or name another "
-            "--output, or another --work_folder for the index"
-        ) from error
+        raise UserError(f"{error.filename or folder}: {error.strerror}; name another --output") from error
 
 
 @contextmanager
@@ -226,6 +236,7 @@ def working_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
     Raises:
         UserError: another process builds the same set.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     folder = (parent or target.parent) / f".{target.name}.build"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -272,7 +283,7 @@ def listing_sha256(items: Iterable[Sequence[str]]) -> str:
     """One SHA-256 of lines of words, such as images and their labels."""
     total = hashlib.sha256()
     for words in items:
-        total.update(("\0".join(words) + "\n").encode())
+        total.update(("\0".join(words) + "\n").encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
@@ -281,20 +292,53 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_built(target: Target, settings: Mapping[str, Any]) -> bool:
+def is_built(target: Target, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
     """Whether the set stands there as these settings build it. Settings hold the sources' fingerprints.
 
+    Args:
+        target: the set.
+        settings: as :func:`write_manifest` writes them.
+        overwrite: whether what stands there may be replaced.
+
     Raises:
-        UserError: something else stands there.
+        UserError: something else stands there, or what must not be replaced.
     """
+    source = settings.get("source", {}).get("path")
+    if source is not None and target.path.resolve() == Path(source).resolve():
+        raise UserError(f"--output {target.path} is the source itself; name another")
     if not target.path.exists():
         return False
-    made: dict[str, Any] = {}
-    if target.manifest.is_file():
-        made = json.loads(target.manifest.read_text(encoding="utf-8"))
+    _check_replaceable(target)
+    if overwrite:
+        return False
+    made = _read_manifest(target)
     if made.get("settings") == settings and made.get("output") == fingerprint(target.path):
         return True
     raise UserError(f"{target.path}: exists and was not built so: pass --overwrite, or another --output")
+
+
+def _read_manifest(target: Target) -> dict[str, Any]:
+    """The manifest beside a set; empty where there is none, or what stands there is none."""
+    try:
+        made = json.loads(target.manifest.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def _check_replaceable(target: Target) -> None:
+    """Refuse to replace what no builder wrote.
+
+    Raises:
+        UserError: where a file should go stands a folder or the other way round; or a folder that holds
+            anything but a set.
+    """
+    path = target.path
+    if path.is_dir() != (target.kind == "folder"):
+        kinds = ("file", "folder") if path.is_dir() else ("folder", "file")
+        raise UserError(f"--output {path}: a {kinds[1]} stands where a {kinds[0]} is to be written")
+    if path.is_dir() and any(path.iterdir()) and not (path / "dataset_dict.json").is_file():
+        raise UserError(f"--output {path}: a folder that is no set of rows is not replaced; name another")
 
 
 def write_manifest(
@@ -316,5 +360,5 @@ def write_manifest(
         "counts": counts,
         "output": fingerprint(target.path),
     }
-    with naming_a_full_disk(target.path.parent), replacing(target.manifest) as unfinished:
+    with naming_disk_faults(target.path.parent), replacing(target.manifest) as unfinished:
         unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from virft import parsing
-from virft.boxes import SPACES, convert
+from virft.boxes import convert
 from virft.data import formats, solutions
 from virft.data.builders.labelled import Draft
-from virft.data.builders.readers import image_size
+from virft.data.builders.readers import TABLE_SPACES, image_size
+from virft.data.builders.rules import BoxRules
 from virft.data.coordinates import ROW_SPACE
 from virft.errors import UserError
 from virft.prompts import COORDINATE_PHRASE, in_space
@@ -35,18 +36,21 @@ def drafts(
     training compares with is what the user meant.
 
     Args:
-        records: of a file, see :func:`virft.data.builders.readers.records`.
+        records: of a file, see :func:`virft.data.records.records`.
         source: what messages call the file.
         image_folder: what image paths are relative to.
         names: our column -> theirs, for columns that no format knows.
         task: of rows that do not say it in a column ``task``.
-        box_space: space of the boxes in solutions; abs_resized rows need no building, training converts them.
+        box_space: space of the boxes in solutions, where a row does not say it in a column ``coordinates``;
+            abs_resized rows need no building, training converts them.
 
     Raises:
         UserError: a row that cannot be read, naming it.
     """
-    if box_space not in SPACES or box_space == "abs_resized":
-        raise UserError(f"--box_space {box_space}: one of norm1000, pixels, xywh")
+    try:
+        _check_space(box_space, "--box_space")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if task is not None and task not in TASKS:
         raise UserError(f"--task {task}: one of {', '.join(TASKS)} (leave it out for other tasks)")
     for number, record in enumerate(records):
@@ -56,29 +60,35 @@ def drafts(
                 raise UserError(f"{source} row {number}: --map names the column {theirs!r}, which it lacks")
             if theirs not in (names or {}):
                 renamed.pop(theirs)
+        place = f"{source} row {number}"
         try:
             for row in formats.to_rows(renamed):
-                yield _draft(row, task, box_space, image_folder)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            why = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"{source} row {number}: {why}") from error
+                yield _draft(row, task, box_space, image_folder, place)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
 
 
-def _draft(row: dict[str, Any], task: str | None, box_space: str, image_folder: Path) -> Draft:
-    images = tuple(image_folder / str(path) for path in row.pop("images"))
+def _draft(row: dict[str, Any], task: str | None, box_space: str, image_folder: Path, place: str) -> Draft:
+    if not all(isinstance(path, str) for path in row["images"]):
+        raise ValueError(f"its image must be a path or a list of paths, got {str(row['images'])[:60]}")
+    images = tuple(image_folder / path for path in row.pop("images"))
+    space = row.pop("coordinates", None) or box_space
+    _check_space(space, "its coordinates")
     task = row.get("task") or task
     if task:
         row["task"] = task
-    box = row.pop("box", None) if task == "grounding" else None
-    if box is not None:
-        return Draft({**row, "solution": ""}, images, Box(*map(float, box)), "the row")
     if task in TASKS:
-        row["solution"] = _solution(row["solution"], task, box_space, images)
-    if box_space in COORDINATE_PHRASE:
-        row["problem"] = in_space(row["problem"], box_space, ROW_SPACE)
-    return Draft(row, images)
+        row["solution"] = _solution(row["solution"], task, space, images)
+    elif space != ROW_SPACE:
+        raise ValueError(f"its boxes are in {space}: pass --task, so that they are written in {ROW_SPACE}")
+    if space in COORDINATE_PHRASE:
+        row["problem"] = in_space(row["problem"], space, ROW_SPACE)
+    return Draft(row, images, place=place)
+
+
+def _check_space(space: str, what: str) -> None:
+    if space not in TABLE_SPACES:
+        raise ValueError(f"{what} {space}: one of {', '.join(TABLE_SPACES)}")
 
 
 def _solution(text: str, task: str, box_space: str, images: tuple[Path, ...]) -> str:
@@ -102,10 +112,11 @@ def _solution(text: str, task: str, box_space: str, images: tuple[Path, ...]) ->
     boxes = [found.box for found in read.value] if task == "detection" else [read.value]
     converted = [convert(box, box_space, ROW_SPACE, image_size=size) for box in boxes]
     for box, given in zip(converted, boxes, strict=True):
-        # Half a thousandth is rounding.
-        if not (-0.5 <= box.x1 < box.x2 <= 1000.5 and -0.5 <= box.y1 < box.y2 <= 1000.5):
+        over = BoxRules.overhang
+        if not (-over <= box.x1 < box.x2 <= 1000 + over and -over <= box.y1 < box.y2 <= 1000 + over):
             raise ValueError(
                 f"its box {[round(v, 2) for v in given]} is empty, inverted or outside of its image "
                 f"in {box_space}: is --box_space right?"
             )
-    return solutions.detection(converted) if task == "detection" else solutions.grounding(converted[0])
+    cut = [Box(*(min(max(value, 0.0), 1000.0) for value in box)) for box in converted]
+    return solutions.detection(cut) if task == "detection" else solutions.grounding(cut[0])

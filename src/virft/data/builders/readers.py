@@ -11,22 +11,21 @@ set, drop VOC's ``difficult`` flag, and lose the line that a bad box stands on.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from virft.boxes import convert
-from virft.data.builders import json_stream
+from virft.data import json_stream
+from virft.data.classification import IMAGE_SUFFIXES, image_files
 from virft.data.coco import image_path
+from virft.data.records import four_numbers, read_text, records
 from virft.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from virft.image_header import shown_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,14 @@ def coco(path: Path, image_folder: Path, **_: Any) -> Iterator[Entry]:
         if reader is None:
             continue
         seen.add(section)
+        if not isinstance(item, dict):
+            raise UserError(f"{path}: {section} must be a list of objects, got {str(item)[:40]!r}")
         try:
             yield reader(item)
         except (KeyError, TypeError, ValueError) as error:
-            which = item.get("id", "without id") if isinstance(item, dict) else "that is no object"
-            raise UserError(f"{path}: {section} entry {which}: {_plain(error)}") from error
+            which = item.get("id", "without id")
+            why = f"no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{path}: {section} entry {which}: {why}") from error
     if missing := [section for section in ("images", "categories") if section not in seen]:
         raise UserError(f"{path}: no {' and no '.join(missing)}: is it a COCO or LVIS instance file?")
 
@@ -97,27 +99,47 @@ def _coco_image(item: Mapping[str, Any]) -> ImageEntry:
     # Images come before categories in LVIS's files, so its images are known by their own key.
     lvis = "neg_category_ids" in item
     path = image_path(item, "", lvis).as_posix()
+    width, height = (_side(item.get(side)) for side in ("width", "height"))
     if not lvis:
-        return ImageEntry(str(item["id"]), path, item.get("width"), item.get("height"))
+        return ImageEntry(str(item["id"]), path, width, height)
     return ImageEntry(
         str(item["id"]),
         path,
-        item.get("width"),
-        item.get("height"),
+        width,
+        height,
         absent=tuple(map(str, item["neg_category_ids"])),
         incomplete=tuple(map(str, item.get("not_exhaustive_category_ids", ()))),
     )
 
 
+def _side(value: Any) -> int | None:
+    """A side in pixels, None where the source does not say. Raises ValueError for what is no number."""
+    try:
+        return round(float(value)) or None
+    except TypeError:
+        if value is None:
+            return None
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"width and height must be numbers of pixels, got {value!r}")
+
+
 def _coco_box(item: Mapping[str, Any]) -> BoxEntry:
-    x, y, width, height = (float(value) for value in item["bbox"])
     return BoxEntry(
         f"annotation {item.get('id', 'without id')}",
         str(item["image_id"]),
         str(item["category_id"]),
-        (x, y, width, height),
-        bool(item.get("iscrowd", 0)),
+        four_numbers(item["bbox"]),
+        bool(int(item.get("iscrowd") or 0)),
     )
+
+
+def _named(name: Any) -> str:
+    """A category's name. Raises ValueError where it is none, such as YAML's ``no``, which is a boolean."""
+    text = "" if name is None or isinstance(name, bool | list | dict) else str(name)
+    if not text.strip():
+        raise ValueError(f"its name must be text, got {name!r}")
+    return text
 
 
 _COCO_SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Entry]] = MappingProxyType(
@@ -125,7 +147,7 @@ _COCO_SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Entry]] = MappingProx
         "images": _coco_image,
         "annotations": _coco_box,
         "categories": lambda item: CategoryEntry(
-            str(item["id"]), str(item["name"]), tuple(item.get("synonyms", ()))
+            str(item["id"]), _named(item["name"]), tuple(item.get("synonyms") or ())
         ),
     }
 )
@@ -151,23 +173,35 @@ def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_
     settings_path = path if path.is_file() else path / "data.yaml"
     if not settings_path.is_file():
         raise UserError(f"{settings_path}: no such file; a YOLO set needs a data.yaml with its class names")
-    settings = yaml.safe_load(settings_path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(read_text(settings_path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{settings_path}: not valid YAML ({' '.join(str(error).split())})") from None
     names = settings.get("names") if isinstance(settings, dict) else None
     if not isinstance(names, list | dict) or not names:
         raise UserError(f"{settings_path}: 'names' must list the class names")
-    pairs = names.items() if isinstance(names, dict) else enumerate(names)
-    yield from (CategoryEntry(str(number), str(name)) for number, name in pairs)
+    for number, name in names.items() if isinstance(names, dict) else enumerate(names):
+        try:
+            yield CategoryEntry(str(number), _named(name))
+        except ValueError as error:
+            raise UserError(f"{settings_path}: class {number}: {error}; put it in quotes") from None
     images = image_folder or _yolo_images(settings_path, settings, split)
     labels = _sibling(images, "images", "labels")
-    unread = {file.relative_to(labels).with_suffix("") for file in labels.rglob("*.txt")}
-    for image in _image_files(images):
+    if not labels.is_dir():
+        raise UserError(f"{labels}: no such folder; the labels of {images} stand there")
+    # A list of classes that LabelImg puts among the labels belongs to no image.
+    stems = {file.relative_to(labels).with_suffix("") for file in labels.rglob("*.txt")}
+    unread = {stem for stem in stems if stem.name != "classes"}
+    found = image_files(images)
+    if not found:
+        raise UserError(f"{images}: no images ({', '.join(IMAGE_SUFFIXES)})")
+    for image in found:
         name = image.relative_to(images)
         width, height = image_size(image)
         yield ImageEntry(name.as_posix(), str(image), width, height)
-        label = labels / name.with_suffix(".txt")
-        if name.with_suffix("") in unread:
-            unread.discard(name.with_suffix(""))
-            yield from _yolo_boxes(label, name.as_posix(), width, height)
+        if (stem := name.with_suffix("")) in stems:
+            unread.discard(stem)
+            yield from _yolo_boxes(labels / f"{stem}.txt", name.as_posix(), width, height)
     if unread:
         raise UserError(
             f"{labels / sorted(unread)[0]}.txt: no image of that name in {images} ({len(unread)} such)"
@@ -179,7 +213,7 @@ def _yolo_images(settings_path: Path, settings: Mapping[str, Any], split: str) -
         raise UserError(
             f"{settings_path}: '{split}' must name a folder of images; pass --split or --image_folder"
         )
-    root = settings_path.parent / settings.get("path", ".")
+    root = settings_path.parent / str(settings.get("path") or ".")
     for base in (root, settings_path.parent):
         if (base / settings[split]).is_dir():
             return (base / settings[split]).resolve()
@@ -187,14 +221,14 @@ def _yolo_images(settings_path: Path, settings: Mapping[str, Any], split: str) -
 
 
 def _yolo_boxes(label: Path, image: str, width: int, height: int) -> Iterator[BoxEntry]:
-    for number, line in enumerate(label.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(label).split("\n"), start=1):
         if not line.strip():
             continue
         category, *texts = line.split()
         try:
             values = [float(text) for text in texts]
         except ValueError as error:
-            raise UserError(f"{label} line {number}: {_plain(error)}") from error
+            raise UserError(f"{label} line {number}: {error}") from None
         if len(values) == 4:
             x, y, w, h = values
             xywh = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
@@ -227,17 +261,29 @@ def voc(path: Path, image_folder: Path | None = None, split: str | None = None, 
     for file in _voc_files(path, annotations, split):
         try:
             root = ElementTree.parse(file).getroot()
-            width, height = (round(float(root.find("size").findtext(side))) for side in ("width", "height"))  # type: ignore[union-attr, arg-type]
-            entry = ImageEntry(file.stem, root.findtext("filename") or f"{file.stem}.jpg", width, height)
+            if root.tag != "annotation":
+                raise ValueError(f"its root is <{root.tag}>, not <annotation>")
+            width, height = (_side(root.findtext(f"size/{side}") or None) for side in ("width", "height"))
             boxes = [_voc_box(file, number, item) for number, item in enumerate(root.iter("object"), start=1)]
-        except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: not a VOC annotation: {_plain(error)}") from error
-        yield ImageEntry(entry.id, str(images / entry.path), width, height)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise UserError(f"{file}: not a VOC annotation: {error}") from error
+        image = _voc_image(images, root.findtext("filename") or "", file.stem)
+        yield ImageEntry(file.stem, str(image), width, height)
         for box in boxes:
             if box.category not in names:
                 names.add(box.category)
                 yield CategoryEntry(box.category, box.category)
             yield box
+
+
+def _voc_image(folder: Path, name: str, stem: str) -> Path:
+    """The image of an annotation: the one it names, else the one that is called as its file is.
+
+    Tools write names without a suffix, or those of the machine that the labels were drawn on.
+    """
+    by_stem = (folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
+    candidates = ([folder / name] if name else []) + list(by_stem)
+    return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def _voc_files(path: Path, annotations: Path, split: str | None) -> list[Path]:
@@ -247,7 +293,7 @@ def _voc_files(path: Path, annotations: Path, split: str | None) -> list[Path]:
     if not listing.is_file():
         raise UserError(f"{listing}: no such file; --split must name a list in ImageSets/Main")
     files = [
-        annotations / f"{line.split()[0]}.xml" for line in listing.read_text().splitlines() if line.strip()
+        annotations / f"{line.split()[0]}.xml" for line in read_text(listing).split("\n") if line.strip()
     ]
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]}: no such file, but {listing} lists it ({len(missing)} such)")
@@ -272,6 +318,8 @@ CORNER_COLUMNS = (
 )
 SIZED_COLUMNS = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
 BOX_COLUMNS = ("bbox", "box", "bbox_2d")
+TABLE_SPACES = ("pixels", "norm1000", "xywh")
+"""Spaces of corners and lists; x, y and sizes are always xywh."""
 CATEGORY_COLUMNS = ("category", "label", "class", "name")
 IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "path")
 
@@ -286,8 +334,7 @@ def table(path: Path, image_folder: Path, box_space: str = "pixels", **_: Any) -
     Args:
         path: the file.
         image_folder: folder that image paths are relative to.
-        box_space: space of corners and lists, a member of :data:`virft.boxes.SPACES` but abs_resized; columns
-            x, y, width, height are always xywh.
+        box_space: space of corners and lists, a member of :data:`TABLE_SPACES`.
 
     Raises:
         UserError: a column is missing or a value is not a number, naming the row.
@@ -295,41 +342,50 @@ def table(path: Path, image_folder: Path, box_space: str = "pixels", **_: Any) -
     images: dict[str, tuple[int, int]] = {}
     names: set[str] = set()
     for number, row in enumerate(records(path)):
-        image = str(_column(path, number, row, IMAGE_COLUMNS, "the image"))
-        if image not in images:
-            images[image] = _table_size(image_folder / image, row)
-            yield ImageEntry(image, image, *images[image])
-        name = str(_column(path, number, row, CATEGORY_COLUMNS, "the category") or "")
-        if not name:
-            continue
+        image = _column(path, number, row, IMAGE_COLUMNS, "the image")
+        if not isinstance(image, str) or not image.strip():
+            raise UserError(f"{path} row {number}: its image must be a path, got {image!r}")
+        try:
+            if image not in images:
+                images[image] = _table_size(image_folder / image, row)
+                yield ImageEntry(image, image, *images[image])
+            name = _column(path, number, row, CATEGORY_COLUMNS, "the category")
+            if name in (None, ""):
+                continue
+            name = _named(name)
+        except ValueError as error:
+            raise _at_row(error, path, number) from None
         if name not in names:
             names.add(name)
             yield CategoryEntry(name, name)
         try:
             values, space = _table_box(row, box_space)
             xywh = convert(values, space, "xywh", image_size=images[image])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} row {number}: {_plain(error)}") from error
+        except ValueError as error:
+            raise _at_row(error, path, number) from None
         yield BoxEntry(f"row {number}", image, name, xywh)
 
 
+def _at_row(error: ValueError, path: Path, number: int) -> UserError:
+    return UserError(f"{path} row {number}: {error}")
+
+
 def _table_size(image: Path, row: Mapping[str, Any]) -> tuple[int, int]:
-    if row.get("image_width") and row.get("image_height"):
-        return int(row["image_width"]), int(row["image_height"])
-    return image_size(image)
+    width, height = _side(row.get("image_width") or None), _side(row.get("image_height") or None)
+    return (width, height) if width and height else image_size(image)
 
 
-def _table_box(row: Mapping[str, Any], space: str) -> tuple[list[float], str]:
+def _table_box(row: Mapping[str, Any], space: str) -> tuple[Sequence[float], str]:
     for columns in CORNER_COLUMNS:
         if all(column in row for column in columns):
-            return [float(row[column]) for column in columns], space
+            return four_numbers([row[column] for column in columns]), space
     for columns in SIZED_COLUMNS:
         if all(column in row for column in columns):
-            return [float(row[column]) for column in columns], "xywh"
+            return four_numbers([row[column] for column in columns]), "xywh"
     for column in BOX_COLUMNS:
         if column in row:
-            values = json.loads(row[column]) if isinstance(row[column], str) else row[column]
-            return [float(value) for value in values], space
+            value = row[column]
+            return four_numbers(value.strip(" []()").split(",") if isinstance(value, str) else value), space
     raise ValueError(f"no box: columns x1, y1, x2, y2, or x, y, width, height, or {', '.join(BOX_COLUMNS)}")
 
 
@@ -337,61 +393,13 @@ def _column(path: Path, number: int, row: Mapping[str, Any], columns: tuple[str,
     for column in columns:
         if column in row:
             return row[column]
-    raise UserError(f"{path} row {number}: no column for {what}: one of {', '.join(columns)}")
-
-
-RECORD_SUFFIXES = (".csv", ".json", ".jsonl")
-"""Of files that :func:`records` reads."""
-
-
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header, a JSON list of objects, or a JSONL file, one at a time.
-
-    Messages count rows from 0, as :func:`virft.data.training.load_rows` does.
-
-    Raises:
-        UserError: the file cannot be read, or a row is not an object, naming it.
-    """
-    if path.suffix not in RECORD_SUFFIXES:
-        raise UserError(f"{path}: must end in {', '.join(RECORD_SUFFIXES[:-1])} or {RECORD_SUFFIXES[-1]}")
-    if path.suffix == ".csv":
-        rows: Iterator[Any] = _csv_rows(path)
-    elif path.suffix == ".jsonl":
-        rows = _jsonl_rows(path)
-    else:
-        rows = (element for _, element in json_stream.elements(path))
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{path} row {number}: an object was expected, got {type(row).__name__}")
-        yield row
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file)):
-                if None in row or None in row.values():
-                    raise UserError(f"{path} row {number}: has not as many fields as the header")
-                yield row
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[Any]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise UserError(f"{path} line {number}: not valid JSON: {error.msg}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    raise UserError(
+        f"{path} row {number}: no column for {what}: one of {', '.join(columns)}, but it has {', '.join(row)}"
+    )
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header; its pixels are not decoded.
+    """(width, height) in pixels of the picture the right way up, from the file's header; nothing is decoded.
 
     Raises:
         UserError: the file is absent or is no image.
@@ -400,18 +408,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as image:
-            return image.size
+            return shown_size(image)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: no such image; is --image_folder right?") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error})") from error
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise UserError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    return files
 
 
 def _sibling(folder: Path, old: str, new: str) -> Path:
@@ -421,10 +422,6 @@ def _sibling(folder: Path, old: str, new: str) -> Path:
         if parts[index] == old:
             return Path(*parts[:index], new, *parts[index + 1 :])
     raise UserError(f"{folder}: a YOLO image folder has a part called '{old}', whose labels stand in '{new}'")
-
-
-def _plain(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
 
 
 READERS: Mapping[str, Callable[..., Iterator[Entry]]] = MappingProxyType(

@@ -46,8 +46,8 @@ class BoxRules:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value outside its range."""
-        if self.min_side < 0:
-            raise UserError("--min_side must not be negative")
+        if not 0 <= self.min_side < math.inf:
+            raise UserError("--min_side must be a number that is not negative")
         if self.max_boxes < 0 or self.overhang < 0:
             raise UserError("--max_boxes and --overhang must not be negative")
 

@@ -39,7 +39,12 @@ def elements(path: str | Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start} of a block)") from error
+        raise UserError(not_utf8(path, error)) from None
+
+
+def not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
+    """What to say of a text file in another encoding."""
+    return f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x}): save it as UTF-8"
 
 
 class _Cursor:
@@ -47,7 +52,8 @@ class _Cursor:
 
     def __init__(self, file: TextIO, path: str | Path) -> None:
         self.file, self.path = file, path
-        self.text, self.position, self.passed, self.ended = "", 0, 0, False
+        self.text, self.position, self.ended = "", 0, False
+        self.passed, self.lines = 0, 1
         self.decoder = json.JSONDecoder()
 
     def document(self) -> Iterator[tuple[str, Any]]:
@@ -135,10 +141,12 @@ class _Cursor:
         more = self.file.read(size)
         self.ended = not more
         self.passed += self.position
+        self.lines += self.text.count("\n", 0, self.position)
         self.text, self.position = self.text[self.position :] + more, 0
 
     def fail(self, why: str) -> None:
         where = self.passed + self.position
+        line = self.lines + self.text.count("\n", 0, self.position)
         ends = self.position >= len(self.text) - 1 or why.startswith("Unterminated string")
         cut = " (the file ends there: is it cut short?)" if ends else ""
-        raise UserError(f"{self.path}: not valid JSON at character {where}: {why}{cut}")
+        raise UserError(f"{self.path} line {line}: not valid JSON at character {where}: {why}{cut}")
