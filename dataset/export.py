@@ -20,7 +20,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from virft.data.export import JSON_LISTS, WRITERS, export, write_dataset_info, write_lora_recipe
+from virft.data.export import (
+    JSON_LISTS,
+    WRITERS,
+    export,
+    read_dataset_info,
+    write_dataset_info,
+    write_lora_recipe,
+)
 from virft.data.training import load_rows
 from virft.errors import UserError, run_program
 
@@ -59,6 +66,12 @@ def main(argv: list[str] | None = None) -> None:
             f"--model_name_or_path writes a recipe for {' or '.join(JSON_LISTS)} and needs --min_pixels and "
             "--max_pixels"
         )
+    if recipe and not 0 < flags.min_pixels <= flags.max_pixels:
+        raise UserError("--min_pixels must be positive and not above --max_pixels")
+    if flags.output.resolve() == Path(flags.dataset_name).resolve():
+        raise UserError(f"--output {flags.output} is the rows themselves; name another file")
+    if flags.format in JSON_LISTS:
+        read_dataset_info(flags.output.parent)  # refuses a broken one before anything is written
     rows = load_rows(flags.dataset_name, flags.dataset_train_split, flags.image_folder)
     # ms-swift asks for absolute paths (its docs, Custom-dataset).
     absolute = flags.absolute or flags.format.startswith("swift")

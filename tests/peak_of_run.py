@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     quiet_libraries()
     machine, rows_args, _, model, args = doctor.parse(list(argv))
-    config = check_model(model)
+    config = check_model(model, args)
     resolve_vision(args, model.model_name_or_path, config)
     processor = load_processor(model.model_name_or_path, args)
     rows = prepared_rows(rows_args.dataset_name, "train", None, args, processor)

@@ -152,6 +152,16 @@ def test_a_polygon_outside_its_image_is_named(root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_a_box_smaller_than_the_grid_is_named(root: Path, tmp_path: Path) -> None:
+    points = [(30, 10), (30.02, 10), (30.02, 50)]
+    lisa(tmp_path / "train", "a", [polygon("target", *points)], ["x"])
+    with pytest.raises(UserError, match=r"a\.json: its box .* is empty in whole numbers"):
+        program(root, "build_grounding").main(
+            ["--split", str(tmp_path / "train"), "--output", str(tmp_path / "rows.jsonl")]
+        )
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_own_rows_with_other_names_and_pixels(root: Path, tmp_path: Path) -> None:
     # The shape of a file that a user of the reference could not train on (shared cases:
     # custom_json_wrong_keys).

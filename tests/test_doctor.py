@@ -97,6 +97,42 @@ def test_bad_input_is_refused_before_the_report_ends(rows: Path, tiny_qwen2_vl: 
         doctor.main(["--model", str(tiny_qwen2_vl), "--dataset", str(rows), "--devices", "0"])
     with pytest.raises(UserError, match="no readable JSON"):
         doctor.main(["--model", str(tiny_qwen2_vl), "--dataset", str(rows), "--deepspeed", "absent.json"])
+    with pytest.raises(UserError, match="--device_gib nan must be a positive number"):
+        doctor.main(["--model", str(tiny_qwen2_vl), "--dataset", str(rows), "--device_gib", "nan"])
+
+
+def test_solutions_below_the_maximum_stand_against_a_run(
+    tiny_qwen2_vl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"problem": prompts.detection("cat"), "solution": "<answer>a cat</answer>"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    flags = ("--model", tiny_qwen2_vl, "--dataset", tmp_path / "rows.jsonl", "--max_completion_length", 64)
+    code, out = run(capsys, *flags)
+    assert code == 1
+    assert "rewards\n  accuracy_iou, accuracy_confidence, format\n" in out
+    assert "rows 0 (0, bad_solution)" in out[out.index("against it") :]
+    code, out = run(capsys, *flags, "--skip_solution_check")
+    assert code == 0, out
+
+
+def test_a_deepspeed_file_may_be_given_either_way(
+    rows: Path, tiny_qwen2_vl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ds.json").write_text("[]")
+    for flags in ([f"--deepspeed={tmp_path / 'ds.json'}"], ["--deepspeed", tmp_path / "ds.json"]):
+        with pytest.raises(UserError, match="not of DeepSpeed's form"):
+            run(capsys, "--model", tiny_qwen2_vl, "--dataset", rows, *flags)
+
+
+def test_lora_that_finds_no_layer_stands_against_a_run(
+    rows: Path, tiny_qwen2_vl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = run(
+        capsys, "--model", tiny_qwen2_vl, "--dataset", rows, "--use_peft",
+        "--lora_target_modules", "no_layer", "--max_completion_length", 64,
+    )  # fmt: skip
+    assert code == 1
+    assert "LoRA would train nothing" in out[out.index("against it") :]
 
 
 def test_no_weights_are_read(rows: Path, tiny_qwen2_vl: Path, tmp_path: Path, capsys) -> None:

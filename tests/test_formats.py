@@ -229,12 +229,27 @@ def test_embedded_images_are_written_out(root: Path, tmp_path: Path) -> None:
     assert load_rows(str(tmp_path / "again.jsonl"), image_folder=out.parent)["image_sizes"] == [[[40, 30]]]
 
 
+def test_an_export_into_a_linked_folder_finds_its_images(root: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "disk" / "deep" / "folder"
+    deep.mkdir(parents=True)
+    (tmp_path / "out").symlink_to(deep)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "problem": "p", "solution": "s"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out" / "swift.jsonl"
+    export_program(root)(
+        ["--dataset_name", str(tmp_path / "rows.jsonl"), "--format", "vlm-r1", "--output", str(out)]
+    )
+    assert load_rows(str(out))["image_sizes"] == [[[40, 30]]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--format", "llamafactory", "--output", "x.jsonl"], "llamafactory is written as .json"),
         (["--format", "swift", "--output", "x.json"], "swift is written as .jsonl"),
         (["--format", "openai", "--output", "x.json", "--model_name_or_path", "m"], "needs --min_pixels"),
+        (["--format", "swift", "--output", "rows.jsonl"], "is the rows themselves"),
     ],
 )
 def test_flags_of_export_that_do_not_fit(root: Path, arguments: list[str], message: str) -> None:

@@ -80,6 +80,7 @@ def test_a_yaml_file_gives_tasks_and_finds_sets_beside_it(folder: Path) -> None:
         ("- {share: 1}", "entry 0 must have a name"),
         ("- {name: a, weight: 1}", "entry 0: unknown key 'weight'"),
         ("- {name: a, share: much}", "entry 0: share must be a number"),
+        ("- {name: a, task: 3}", "entry 0: task must be text, got 3"),
         ("- {name: a, share: -1}", "its share must be a positive number"),
         ("- {name: a, share: 1}\n- {name: b}", "b has no share but other sets have"),
         ("- {name: [", "not valid YAML"),

@@ -109,6 +109,7 @@ GOOD = {"problem": "p", "solution": "s", "image": "0.png"}
         ([GOOD, {**GOOD, "problem": "  "}], "row 1: 'problem' must be text"),
         ([GOOD, {**GOOD, "image": "absent.png"}], "row 1: image .*absent.png does not exist"),
         ([{**GOOD, "image": "broken.png"}], "row 0: image .*broken.png is unreadable"),
+        ([{**GOOD, "image": "sliver.png"}], "row 0: image .*sliver.png is unreadable .* within 200:1"),
         ([{**GOOD, "image": "absent.png"}] * 5, "rows 0, 1, 2 and 2 more"),
         ([{**GOOD, "image": 3}], "row 0: 'image' must be a path"),
         ([{**GOOD, "e": 1}, {**GOOD, "e": "x"}], "column 'e' mixes kinds of values: row 0 .* row 1"),
@@ -118,6 +119,7 @@ GOOD = {"problem": "p", "solution": "s", "image": "0.png"}
 )
 def test_a_bad_file_is_refused_in_one_sentence(folder: Path, rows: list, words: str) -> None:
     (folder / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (300, 1)).save(folder / "sliver.png")
     with pytest.raises(UserError, match=words) as caught:
         load_rows(write(folder, rows))
     assert "\n" not in str(caught.value)

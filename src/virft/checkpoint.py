@@ -142,6 +142,8 @@ def model_config(model: str | Path, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
+    if Path(model).is_absolute() and not Path(model).exists():
+        raise UserError(f"model {model}: no such folder")
     adapter = Path(model) / "adapter_config.json"
     try:
         if adapter.is_file() and not (Path(model) / "config.json").is_file():

@@ -19,7 +19,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ from virft.checkpoint import installed_versions
 from virft.data.training import prepared_rows, prompt_lengths, target_text
 from virft.errors import UserError, run_program
 from virft.memory_estimate import GIB, Plan, Shape, alternatives, estimate, shape_of, zero_settings
-from virft.rewards.arguments import RewardArguments
+from virft.rewards import check_solutions
+from virft.rewards.arguments import RewardArguments, rewards_of
 from virft.settings import (
     ModelArguments,
     RowArguments,
@@ -44,7 +45,13 @@ from virft.settings import (
 from virft.shared_prefix_config import decide
 from virft.trainer import VisualRFTConfig
 
-SHORT = {"--model": "--model_name_or_path", "--dataset": "--dataset_name"}
+RENAMED = {
+    "--model": "--model_name_or_path",
+    "--dataset": "--dataset_name",
+    # DeepSpeed would start its communication; a CPU stands in for the GPU that may not be here.
+    "--deepspeed": "--deepspeed_file",
+}
+"""Flags as they are typed -> as they are parsed."""
 PACKAGES = (
     "virft",
     "torchvision",
@@ -79,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Report; exits with 1 when something stands against the run."""
     quiet_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    doctor, rows_args, _, model, args = parse(arguments)
+    doctor, rows_args, rewards, model, args = parse(arguments)
     problems: list[str] = []
-    for title, lines in report(doctor, rows_args, model, args, problems):
+    for title, lines in report(doctor, rows_args, rewards, model, args, problems):
         sys.stdout.write(f"{title}\n" + "".join(f"  {line}\n" for line in lines))
     if problems:
         sys.stdout.write("against it\n" + "".join(f"  {problem}\n" for problem in problems))
@@ -91,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(arguments: list[str]) -> tuple[Any, ...]:
     """The doctor's flags and those of ``grpo.py``, made ready for a machine that need not be this one."""
-    arguments = [SHORT.get(word, word) for word in arguments]
-    # DeepSpeed would start its communication; a CPU stands in for the GPU that may not be here.
-    arguments = ["--deepspeed_file" if word == "--deepspeed" else word for word in arguments]
+    arguments = [_renamed(word) for word in arguments]
     if not any(word.split("=")[0] == "--output_dir" for word in arguments):
         arguments += ["--output_dir", "doctor"]
     here = torch.cuda.is_available()
@@ -107,12 +112,20 @@ def parse(arguments: list[str]) -> tuple[Any, ...]:
     parsed = parse_flags(classes, arguments)
     if parsed[0].devices < 1:
         raise UserError("--devices must be at least 1")
+    if parsed[0].device_gib is not None and not 0 < parsed[0].device_gib < inf:
+        raise UserError(f"--device_gib {parsed[0].device_gib} must be a positive number of GiB")
     return parsed
+
+
+def _renamed(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{RENAMED.get(flag, flag)}{equals}{value}"
 
 
 def report(
     doctor: DoctorArguments,
     rows_args: RowArguments,
+    rewards: RewardArguments,
     model: ModelArguments,
     args: VisualRFTConfig,
     problems: list[str],
@@ -120,7 +133,7 @@ def report(
     """The sections of the report, each (title, lines); what stands against the run is added to
     ``problems``."""
     yield "versions", list(_versions(problems))
-    config = check_model(model)
+    config = check_model(model, args)
     resolve_vision(args, model.model_name_or_path, config)
     processor = load_processor(model.model_name_or_path, args, model.model_revision)
     limit, args.max_prompt_length = args.max_prompt_length, None
@@ -131,6 +144,7 @@ def report(
     lengths = prompt_lengths(rows, processor)
     visual = visual_tokens(rows, args)
     yield "rows", list(_rows(rows, lengths, visual, args, processor, problems))
+    yield "rewards", list(_rewards(rewards, rows, problems))
     yield "batch", list(_batch(len(rows), doctor, args, problems))
     kept = [i for i, length in enumerate(lengths) if limit is None or length <= limit] or range(len(lengths))
     longest = max(kept, key=lambda i: lengths[i])
@@ -209,6 +223,18 @@ def _rows(
             f"{cut} solutions are longer than --max_completion_length {args.max_completion_length}: no reply "
             f"to them can be right; raise it above {max(solutions)}, or leave those rows out"
         )
+
+
+def _rewards(arguments: RewardArguments, rows: Any, problems: list[str]) -> Iterator[str]:
+    rewards = rewards_of(arguments, rows["task"] if "task" in rows.column_names else [None] * len(rows))
+    yield ", ".join(reward.name for reward in rewards)
+    # A reward of the user's own may want images, decoded: only training runs it.
+    known = [reward for reward in rewards if reward.maximum is not None]
+    if not arguments.skip_solution_check:
+        try:
+            check_solutions(known, rows.remove_columns(["images", "prompt"]))
+        except UserError as error:
+            problems.append(str(error))
 
 
 def _spread(values: Sequence[int]) -> str:
@@ -293,6 +319,8 @@ def _memory(
     yield f"{shape.parameters / 1e9:.2f} billion parameters, {shape.vision / 1e9:.2f} of them vision" + (
         f"; LoRA trains {shape.adapter / 1e6:.1f} million" if plan.lora else ""
     )
+    if plan.lora and not shape.adapter:
+        problems.append("LoRA would train nothing: no layer is called as --lora_target_modules says")
     for phase, parts in (("training", made.training), ("sampling", made.sampling)):
         shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size > GIB / 100)
         yield f"{phase:<9} {sum(parts.values()) / GIB:6.2f} GiB: {shown}"

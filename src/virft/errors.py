@@ -6,14 +6,25 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 PATIENCE = 10.0
 """Seconds for which a later process of a machine leaves it to the first to say an error."""
 
 
+SHOWN = 3
+"""How many bad rows an error names before it counts the rest."""
+
+
 class UserError(ValueError):
     """Input that only the user can mend. The message is one sentence: what is wrong, where, and the mend."""
+
+
+def named(numbers: Sequence[int]) -> str:
+    """ "row 3" or "rows 3, 7, 9 and 12 more"."""
+    shown = ", ".join(str(n) for n in numbers[:SHOWN])
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
 def run_program(main: Callable[[], None]) -> None:

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from virft.checkpoint import Manifest, resume_folder
-from virft.data.training import data_summary, named, rows_and_held_out, target_text
+from virft.data.training import data_summary, rows_and_held_out, target_text
 from virft.errors import UserError, run_program
 from virft.held_out import choose_best
 from virft.images import open_rgb
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
-from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
-from virft.rewards.arguments import RewardArguments
+from virft.rewards import check_solutions
+from virft.rewards.arguments import RewardArguments, rewards_of
 from virft.settings import (
     ModelArguments,
     RowArguments,
@@ -80,28 +80,14 @@ def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any)
     """The rewards of a run, each checked to give its maximum to the solutions of its rows.
 
     Raises:
-        UserError: unknown task or reward, rows without a task where tasks are mixed, weights that do not fit,
-            or a solution that is not worth the maximum.
+        UserError: see :func:`virft.rewards.arguments.rewards_of`; weights that do not fit, or a solution that
+            is not worth the maximum.
     """
-    for task in arguments.task:
-        if task not in TASK_REWARDS:
-            raise UserError(f"--task {task!r} is unknown; choose from {', '.join(TASK_REWARDS)}")
-    if len(arguments.task) > 1:
-        tasks = rows["task"] if "task" in rows.column_names else [None] * len(rows)
-        lost = [number for number, task in enumerate(tasks) if task not in arguments.task]
-        if lost:
-            raise UserError(
-                f"{named(lost)}: column 'task' must be one of {', '.join(arguments.task)} where "
-                f"--task mixes them"
-            )
-    names = arguments.reward_funcs or list(
-        dict.fromkeys(name for task in arguments.task for name in TASK_REWARDS[task])
-    )
-    rewards = load_rewards(names)
+    rewards = rewards_of(arguments, rows["task"] if "task" in rows.column_names else [None] * len(rows))
     if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
         raise UserError(
             f"--reward_weights has {len(args.reward_weights)} numbers for {len(rewards)} rewards "
-            f"({', '.join(names)}); give one each"
+            f"({', '.join(reward.name for reward in rewards)}); give one each"
         )
     if not arguments.skip_solution_check:
         check_solutions(rewards, rows_to_check(rows, rewards))

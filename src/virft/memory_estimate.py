@@ -233,15 +233,23 @@ def zero_settings(deepspeed: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of a :class:`Plan` that a DeepSpeed file decides.
 
     Raises:
-        UserError: no such file, or not JSON.
+        UserError: no such file, not JSON, or not of DeepSpeed's form.
     """
     if not deepspeed:
         return {}
+    name = deepspeed if isinstance(deepspeed, str) else "(given as a dictionary)"
     if isinstance(deepspeed, str):
         try:
             deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"--deepspeed {deepspeed}: no readable JSON ({error})") from error
+            raise UserError(f"--deepspeed {name}: no readable JSON ({error})") from error
+    try:
+        return _zero_fields(deepspeed)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"--deepspeed {name}: not of DeepSpeed's form ({error})") from error
+
+
+def _zero_fields(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
     zero = deepspeed.get("zero_optimization", {})
     stage = int(zero.get("stage", 0))
     bucket = zero.get("reduce_bucket_size", BUCKET)

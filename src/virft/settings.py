@@ -90,12 +90,15 @@ class ModelArguments(ModelConfig):
             self.lora_target_modules = f"({LANGUAGE_LINEARS}{vision})"
 
 
-def check_model(model: ModelArguments) -> Any:
+def check_model(model: ModelArguments, args: TrainingConfig) -> Any:
     """The configuration of ``--model_name_or_path``, checked before any weight is loaded.
 
     Raises:
-        UserError: no model, an adapter instead of a model, another family, or a package that is missing.
+        UserError: no model, an adapter instead of a model, another family, flags that exclude each other, or
+            a package that is missing.
     """
+    if args.freeze_vision and model.lora_vision:
+        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
     name = model.model_name_or_path
     if not name:
         raise UserError("--model_name_or_path is missing; give a model folder or a Hub id")
@@ -130,11 +133,10 @@ def prepare_model(model: ModelArguments, args: TrainingConfig) -> ProcessorMixin
         UserError: see :func:`check_model`, :func:`resolve_vision`, :func:`load_processor`,
             :func:`check_output`, :func:`check_packages`.
     """
-    if args.freeze_vision and model.lora_vision:
-        raise UserError("--freeze_vision and --lora_vision exclude each other; drop one")
+    config = check_model(model, args)
     check_output(args.output_dir)
     check_packages(args)
-    resolve_vision(args, model.model_name_or_path, check_model(model))
+    resolve_vision(args, model.model_name_or_path, config)
     options = model_options(model, args.bf16, bool(args.deepspeed))
     args.model_init_kwargs = options | (args.model_init_kwargs or {})
     return load_processor(model.model_name_or_path, args, model.model_revision)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from virft.data.builders.output import naming_disk_faults, relative_path
 from virft.data.formats import IMAGE_MARK, Row
 from virft.data.records import read_json
 from virft.data.training import target_text
@@ -82,7 +82,11 @@ def export(rows: Iterable[Row], name: str, output: Path, absolute: bool = False)
     """
     write = WRITERS[name]
     count = 0
-    with replacing(output) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+    with (
+        naming_disk_faults(output.parent),
+        replacing(output) as unfinished,
+        open(unfinished, "w", encoding="utf-8") as file,
+    ):
         as_list = name in JSON_LISTS
         file.write("[\n" if as_list else "")
         for number, row in enumerate(rows):
@@ -107,10 +111,23 @@ def _located(image: Any, output: Path, name: str, absolute: bool) -> str:
                 unfinished.write_bytes(image["bytes"])
     else:
         path = Path(image)
-    return str(path.resolve()) if absolute else Path(os.path.relpath(path, output.parent)).as_posix()
+    return str(path.resolve()) if absolute else relative_path(path, output.parent)
 
 
 DATASET_INFO = "dataset_info.json"
+
+
+def read_dataset_info(folder: Path) -> dict[str, Any]:
+    """The entries of a folder's ``dataset_info.json``; none where there is no such file.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    path = folder / DATASET_INFO
+    entries = read_json(path) if path.exists() else {}
+    if not isinstance(entries, dict):
+        raise UserError(f"{path}: must hold an object of data sets; mend or remove it")
+    return entries
 
 
 def write_dataset_info(folder: Path, name: str, file_name: str, form: str, system: bool = False) -> Path:
@@ -128,9 +145,7 @@ def write_dataset_info(folder: Path, name: str, file_name: str, form: str, syste
         UserError: the file that is there is not JSON.
     """
     path = folder / DATASET_INFO
-    entries = read_json(path) if path.exists() else {}
-    if not isinstance(entries, dict):
-        raise UserError(f"{path}: must hold an object of data sets; mend or remove it")
+    entries = read_dataset_info(folder)
     column = "conversations" if form == "llamafactory" else "messages"
     entry: Row = {
         "file_name": file_name,

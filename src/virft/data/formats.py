@@ -264,6 +264,7 @@ def table_of_rows(table: pa.Table, name: str) -> tuple[pa.Table, list[int]]:
     counts = _image_counts(table.column(embedded)) if embedded else [0] * table.num_rows
     for number, (record, count) in enumerate(zip(records, counts, strict=True)):
         known = {key: value for key, value in record.items() if value is not None}
+        known = known if format_of([*known, *columns]) else record  # whose own column is then named
         standing = list(range(count))  # stands for the embedded images, which follow as they are
         try:
             made = to_rows(known | ({embedded: standing} if embedded else {}))

@@ -107,6 +107,9 @@ def _yaml_part(path: Path, number: int, entry: Any) -> Part:
     share = entry.get("share")
     if share is not None and (isinstance(share, bool) or not isinstance(share, int | float)):
         raise UserError(f"{path}: entry {number}: share must be a number, got {share!r}")
+    for key in ("task", "split", "image_folder"):
+        if not isinstance(entry.get(key, ""), str):
+            raise UserError(f"{path}: entry {number}: {key} must be text, got {entry[key]!r}")
     beside = path.parent / entry["name"]
     return Part(**{**entry, "name": str(beside) if beside.exists() else entry["name"]})
 

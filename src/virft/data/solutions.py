@@ -24,8 +24,11 @@ def detection(boxes: Iterable[Sequence[float]]) -> str:
         boxes: x1, y1, x2, y2 in the row's coordinate space; rounded to whole numbers. A box equal to an
             earlier one after rounding is left out: the reward drops repeated boxes, so a solution that
             repeats one could never be matched wholly.
+
+    Raises:
+        ValueError: a box is empty after rounding.
     """
-    whole = dict.fromkeys(Box(*(float(round(value)) for value in box)) for box in boxes)
+    whole = dict.fromkeys(map(_whole, boxes))
     return tagged(detection_answer([Detection(box) for box in whole]) if whole else NO_OBJECTS)
 
 
@@ -35,5 +38,16 @@ def classification(name: str) -> str:
 
 
 def grounding(box: Sequence[float]) -> str:
-    """The solution of a grounding row; x1, y1, x2, y2 in the row's space, rounded to whole numbers."""
-    return tagged(grounding_answer(Box(*box)))
+    """The solution of a grounding row; x1, y1, x2, y2 in the row's space, rounded to whole numbers.
+
+    Raises:
+        ValueError: the box is empty after rounding.
+    """
+    return tagged(grounding_answer(_whole(box)))
+
+
+def _whole(box: Sequence[float]) -> Box:
+    whole = Box(*(float(round(value)) for value in box))
+    if whole.x1 >= whole.x2 or whole.y1 >= whole.y2:
+        raise ValueError(f"its box {[round(value, 2) for value in box]} is empty in whole numbers")
+    return whole

@@ -27,7 +27,7 @@ from virft.data.coordinates import convert_rows
 from virft.data.formats import IMAGE_COLUMNS, table_of_rows, told_apart
 from virft.data.mixture import load_mixture
 from virft.data.sources import read_table
-from virft.errors import UserError
+from virft.errors import UserError, named
 from virft.image_header import refuse_deep, shown_size
 
 if TYPE_CHECKING:
@@ -53,9 +53,6 @@ ASKS: Mapping[str, Callable[[str], str]] = MappingProxyType(
     }
 )
 """Column -> the task's own prompt about it, for rows without ``problem``."""
-
-SHOWN = 3
-"""How many bad rows an error names before it counts the rest."""
 
 
 def load_rows(name: str, split: str = "train", image_folder: str | Path | None = None) -> datasets.Dataset:
@@ -220,13 +217,6 @@ def data_hash(rows: datasets.Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def named(numbers: Sequence[int]) -> str:
-    """ "row 3" or "rows 3, 7, 9 and 12 more"."""
-    shown = ", ".join(str(n) for n in numbers[:SHOWN])
-    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
-    return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
-
-
 def _ask(table: pa.Table, name: str) -> pa.Table:
     """The table with ``problem``, made by :data:`ASKS` where it has none."""
     import pyarrow as pa
@@ -343,7 +333,9 @@ def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
                 source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else where
                 with Image.open(source) as opened:
                     refuse_deep(opened)
-                    sides.extend(shown_size(opened))
+                    size = shown_size(opened)
+                    resized(size, 1, math.prod(size))  # refuses shapes that the processor would
+                    sides.extend(size)
             except FileNotFoundError:
                 bad.append(number)
                 first = (

@@ -22,8 +22,8 @@ from typing import Any
 from virft.boxes import SPACES, convert
 from virft.data.coordinates import ROW_SPACE
 from virft.data.formats import USERS
-from virft.data.training import load_rows, named
-from virft.errors import UserError, run_program
+from virft.data.training import load_rows
+from virft.errors import UserError, named, run_program
 from virft.parsing import parse_detections, parse_grounding
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 
@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = [args.task, *(task for task in TASK_REWARDS if task in own - {args.task})]
     check_classes(rows, args.task, args.file)
     names = args.reward_funcs or list(dict.fromkeys(name for task in tasks for name in TASK_REWARDS[task]))
-    check_solutions(load_rewards(names), rows.remove_columns("images"))
+    try:
+        check_solutions(load_rewards(names), rows.remove_columns("images"))
+    except UserError as error:
+        raise UserError(f"{args.file}: {error}") from None
     sys.stdout.write(summary(rows))
 
 

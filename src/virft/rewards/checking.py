@@ -47,8 +47,9 @@ def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]
     more = len(bad[first]) - NAMED_ROWS
     others = ", ".join(rewards[index].name for index in sorted(bad)[1:])
     raise UserError(
-        f"reward {rewards[first].name} gives some solutions less than its maximum {rewards[first].maximum:g}"
-        + (f" (and so do {others})" if others else "")
+        f"reward {rewards[first].name}"
+        + (f" (like {others})" if others else "")
+        + f" gives some solutions less than its maximum {rewards[first].maximum:g}"
         + f": rows {shown}"
         + (f" and {more} more" if more > 0 else "")
         + "; mend these solutions or choose rewards that fit the task"

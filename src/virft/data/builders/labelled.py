@@ -171,7 +171,7 @@ def _encode(
             if draft.box is not None:
                 columns["solution"] = solutions.grounding(_norm1000(draft))
             rows.append(target.encode(columns, draft.images, single))
-        except UserError as error:
+        except ValueError as error:
             raise UserError(f"{draft.place}: {error}" if draft.place else str(error)) from None
     return rows
 

@@ -104,10 +104,21 @@ class Target:
 def _relative(image: Path, folder: Path) -> str:
     if not image.is_file():
         raise UserError(f"{image}: no such image; is --image_folder right?")
-    relative = Path(os.path.relpath(image, folder)).as_posix()
+    relative = relative_path(image, folder)
     if not relative.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in relative):
         raise UserError(f"{relative!r}: its name is not UTF-8, so no file of rows can name it: rename it")
     return relative
+
+
+def relative_path(image: Path, folder: Path) -> str:
+    """The path of an image as a file in ``folder`` names it. Folders that are links are followed first: ".."
+    below a link leads up from where it points to."""
+    return Path(os.path.relpath(_real(image.parent) / image.name, _real(folder))).as_posix()
+
+
+@lru_cache(maxsize=256)
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
 
 
 def _embedded(image: Path) -> dict[str, Any]:
