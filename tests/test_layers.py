@@ -11,7 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "virft"
 
-LAYER_0 = {"types", "errors", "files", "prompts", "parsing", "boxes", "predictions", "image_header"}
+LAYER_0 = {
+    "types",
+    "errors",
+    "files",
+    "prompts",
+    "parsing",
+    "notation",
+    "boxes",
+    "predictions",
+    "image_header",
+}
 LAYER_1 = {"rewards", "data", "metrics"}
 PROGRAMS = {"grpo", "sft", "score", "evaluate", "merge", "doctor"}
 STANDARD = set(sys.stdlib_module_names)

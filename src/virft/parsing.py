@@ -11,15 +11,7 @@ Without a complete one: the last ``<answer>`` that was opened is read as a trunc
 half a class name or half an abstention is no answer), and a reply that uses no answer tags is read where it
 is the bare answer (see each function).
 
-**Lists and objects.** JSON and Python spellings alike: single, double or typographic quotes, keys without
-quotes, parentheses for brackets, trailing commas, ``...`` at the end, code fences and words around the
-list. A quote ends its string only where a comma, colon, closing bracket or the end follows, so apostrophes
-inside strings are harmless. Nothing is evaluated. An object counts when it is closed; what is cut off or
-closed by the wrong bracket is dropped and noted, and the other boxes stay.
-
-**Numbers** are decimal digits of any script with an optional sign, fraction and exponent, at most 40
-characters, bare or in quotes. True, null, NaN, Infinity, hexadecimal, percent signs and digit groups are no
-numbers.
+Lists, objects and numbers are read by the rules of :mod:`virft.notation`.
 
 **A box** is an object with one of :data:`BOX_KEYS` (case does not matter; when several are written, the
 last counts) that holds exactly four numbers, however they are nested, none beyond :data:`COORDINATE_LIMIT`.
@@ -33,10 +25,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from virft.notation import List, Notation, Object, number_of, numbers_of, read_notation, straight_quotes
 from virft.prompts import NO_OBJECTS
 from virft.types import Box, Detection
 
@@ -162,190 +155,13 @@ def has_format(reply: str) -> bool:
     return middle is not None and middle.end() <= len(text) - len(_CLOSE)
 
 
-# ------------------------------------------------------------------------------------ lists and objects
-
-_TOKEN = re.compile(r"""[\[\](){}:,]|['"]|[^\s\[\](){}:,'"]+""")
-# Possessive: an unterminated string is given up at once instead of being retried character by character.
-_STRING_REST = {
-    quote: re.compile(
-        rf"((?:[^\\{quote}]|\\.|{quote}(?!\s*(?:[,:\])}}]|\Z)))*+){quote}",
-        re.DOTALL,
-    )
-    for quote in "'\""
-}
-_STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
-_NUMBER_LENGTH = 40
-_FENCE = re.compile(r"```\w{0,16}")
-_LIST_FIRST = re.compile(rf"(?:{_FENCE.pattern})?\s*[\[{{]")
-_PAIR = {"[": "]", "(": ")", "{": "}"}
-_OUTSIDE = frozenset("'\",:])}")
-_DEPTH = 32
-
-
-class _List(list):
-    """A closed list: scalars (str), lists and objects. ``sound`` is False when commas or brackets were
-    off; ``span`` is where what its brackets hold stands in the reply."""
-
-    __slots__ = ("opener", "sound", "span")
-
-
-class _Object(dict):
-    """A closed object: lower-case key -> scalar, list, object, or None where the value is no single value."""
-
-    __slots__ = ("opener", "sound", "span")
-
-
-class _Frame:
-    """A bracket that is still open."""
-
-    __slots__ = ("begin", "closer", "colon", "fresh", "holds_scalar", "key", "node")
-
-    def __init__(self, opener: str, begin: int) -> None:
-        self.closer = _PAIR[opener]
-        self.begin = begin
-        self.node: _List | _Object = _Object() if opener == "{" else _List()
-        self.node.opener, self.node.sound = opener, True
-        self.fresh = True  # a list: no value since the last comma; an object: no value since the colon
-        self.key: str | None = None
-        self.colon = False
-        self.holds_scalar = False
-
-    def put(self, value: str | _List | _Object) -> None:
-        if isinstance(self.node, _List):
-            # Two scalars without a comma are not two values; two objects without one still are.
-            if isinstance(value, str):
-                self.node.sound = self.node.sound and self.fresh
-                self.holds_scalar = True
-            self.node.append(value)
-            self.fresh = False
-        elif not self.colon:
-            self.key = value.strip().casefold() if isinstance(value, str) and self.key is None else None
-        elif self.key is not None:
-            self.node.pop(self.key, None)  # so that the last one written is also the last one kept
-            self.node[self.key] = value if self.fresh else None
-            self.fresh = False
-
-    def comma(self) -> None:
-        if isinstance(self.node, _List) and self.fresh:
-            self.node.sound = False
-        self.fresh, self.key, self.colon = True, None, False
-
-    def colon_after_key(self) -> None:
-        if isinstance(self.node, _List):
-            self.node.sound = False
-        self.fresh, self.colon = True, True
-
-
-@dataclass(slots=True)
-class _Notation:
-    """What a text holds outside of objects.
-
-    Attributes:
-        items: in order, words outside of all brackets (str), objects, and lists that hold scalars or nothing.
-        in_lists: the scalars of those lists.
-        cut: why the text was not read to its end, or None.
-    """
-
-    items: list[str | _List | _Object] = field(default_factory=list)
-    in_lists: list[str] = field(default_factory=list)
-    cut: str | None = None
-
-    def nodes(self) -> list[_List | _Object]:
-        return [item for item in self.items if not isinstance(item, str)]
-
-    def words(self) -> list[str]:
-        return [item for item in self.items if isinstance(item, str)]
-
-
-class _Reader:
-    """Reads a text once, bracket by bracket, without recursion; it begins at ``offset`` in the reply."""
-
-    def __init__(self, offset: int = 0) -> None:
-        self.offset = offset
-        self.found = _Notation()
-        self.stack: list[_Frame] = []
-        self.open_brackets = {"]": 0, ")": 0, "}": 0}
-
-    def read(self, text: str) -> _Notation:
-        text = text.translate(_STRAIGHT_QUOTES)
-        position = 0
-        while token := _TOKEN.search(text, position):
-            mark, position = token[0], token.end()
-            if mark in _PAIR:
-                if len(self.stack) == _DEPTH:
-                    return self.stop("too_deep")
-                self.stack.append(_Frame(mark, position))
-                self.open_brackets[_PAIR[mark]] += 1
-            elif not self.stack:
-                if mark not in _OUTSIDE:
-                    self.found.items.append(mark)
-            elif mark in "'\"":
-                rest = _STRING_REST[mark].match(text, position)
-                if rest is None:
-                    return self.stop("truncated")
-                position = rest.end()
-                self.scalar(rest[1])
-            elif mark in self.open_brackets:
-                if self.open_brackets[mark]:
-                    self.close(mark, token.start())
-            elif mark == ",":
-                self.stack[-1].comma()
-            elif mark == ":":
-                self.stack[-1].colon_after_key()
-            else:
-                self.scalar(mark)
-        return self.stop("truncated" if self.stack else None)
-
-    def stop(self, cut: str | None) -> _Notation:
-        self.found.cut = cut
-        return self.found
-
-    def scalar(self, text: str) -> None:
-        self.stack[-1].put(text)
-        if not self.open_brackets["}"]:
-            self.found.in_lists.append(text)
-
-    def close(self, mark: str, end: int) -> None:
-        """Close the innermost bracket that ``mark`` fits; those within it were closed wrongly."""
-        sound = True
-        while True:
-            frame = self.stack.pop()
-            self.open_brackets[frame.closer] -= 1
-            sound = sound and frame.closer == mark
-            node = frame.node
-            node.sound = node.sound and sound
-            node.span = (self.offset + frame.begin, self.offset + end)
-            if self.stack:
-                self.stack[-1].put(node)
-            if not self.open_brackets["}"] and (frame.holds_scalar or not node or isinstance(node, _Object)):
-                self.found.items.append(node)
-            if frame.closer == mark:
-                return
-
-
-def _number(text: str) -> float | None:
-    text = text.strip() if len(text) <= 2 * _NUMBER_LENGTH else text
-    return float(text) if len(text) <= _NUMBER_LENGTH and _NUMBER.fullmatch(text) else None
-
-
-def _numbers(value: str | _List | _Object | None) -> list[float] | None:
-    """The numbers of a list, nested lists flattened; None where anything else is in it."""
-    if not isinstance(value, _List) or not value.sound:
-        return None
-    numbers: list[float] = []
-    for item in value:
-        inner = [_number(item)] if isinstance(item, str) else _numbers(item)
-        if inner is None or None in inner:
-            return None
-        numbers += inner
-    return numbers
-
-
 # --------------------------------------------------------------------------------------------- boxes
 
+_FENCE = re.compile(r"```\w{0,16}")
+_LIST_FIRST = re.compile(rf"(?:{_FENCE.pattern})?\s*[\[{{]")
 
-def _last(fields: _Object, keys: frozenset[str]) -> tuple[bool, str | _List | _Object | None]:
+
+def _last(fields: Object, keys: frozenset[str]) -> tuple[bool, str | List | Object | None]:
     """(whether one of the keys is written, the value written last)."""
     value, written = None, False
     for key, candidate in fields.items():
@@ -362,20 +178,20 @@ def _box(numbers: list[float] | None) -> Box | str:
     return Box(*numbers)
 
 
-def _detection(fields: _Object) -> Detection | str:
+def _detection(fields: Object) -> Detection | str:
     """The detection that an object stands for, or a reason code."""
     if not fields.sound:
         return "malformed_object"
     written, position = _last(fields, BOX_KEYS)
     if not written:
         return "no_position"
-    box = _box(_numbers(position))
+    box = _box(numbers_of(position))
     if isinstance(box, str):
         return box
     written, confidence = _last(fields, SCORE_KEYS)
     if not written:
         return Detection(box, None, position.span)
-    score = _number(confidence) if isinstance(confidence, str) else None
+    score = number_of(confidence) if isinstance(confidence, str) else None
     if score is None or not 0 <= score <= 1:
         return "bad_confidence"
     return Detection(box, score, position.span)
@@ -383,15 +199,15 @@ def _detection(fields: _Object) -> Detection | str:
 
 def _says_none(text: str) -> bool:
     """Whether a text is "No Objects" in any case, with quotes, brackets or a full stop around it."""
-    plain = _FENCE.sub(" ", text).translate(_STRAIGHT_QUOTES).strip(" \t\r\n\"'`[](){}.!")
+    plain = straight_quotes(_FENCE.sub(" ", text)).strip(" \t\r\n\"'`[](){}.!")
     return " ".join(plain.split()).casefold() == NO_OBJECTS.casefold()
 
 
-def _is_empty_list(found: _Notation) -> bool:
+def _is_empty_list(found: Notation) -> bool:
     nodes = found.nodes()
     return (
         bool(nodes)
-        and all(isinstance(node, _List) and node.sound and not node for node in nodes)
+        and all(isinstance(node, List) and node.sound and not node for node in nodes)
         and all(_FENCE.fullmatch(word) for word in found.words())
         and found.cut is None
     )
@@ -421,7 +237,7 @@ def parse_polygons(reply: str) -> Parsed[tuple[Polygon, ...]]:
     return Parsed(tuple(polygon for outline in parsed.value for polygon in outline), notes=parsed.notes)
 
 
-def _parse_objects(reply: str, read: Callable[[_Object], T | str], kind: type[T]) -> Parsed[tuple[T, ...]]:
+def _parse_objects(reply: str, read: Callable[[Object], T | str], kind: type[T]) -> Parsed[tuple[T, ...]]:
     """What ``read`` makes of the objects of an answer: things of type ``kind``, or reason codes."""
     begin, end, state = _place(reply)
     if state not in (_COMPLETE, _UNCLOSED, _BARE):
@@ -437,10 +253,10 @@ def _parse_objects(reply: str, read: Callable[[_Object], T | str], kind: type[T]
         return Parsed(())
     if state == _BARE and not _LIST_FIRST.match(text):
         return Parsed(None, "no_answer")
-    found = _Reader(begin).read(text)
+    found = read_notation(text, begin)
     if state != _UNCLOSED and _is_empty_list(found):
         return Parsed(())
-    results = [read(node) for node in found.nodes() if isinstance(node, _Object)]
+    results = [read(node) for node in found.nodes() if isinstance(node, Object)]
     things = tuple(result for result in results if isinstance(result, kind))
     codes = [result for result in results if isinstance(result, str)] + ([found.cut] if found.cut else [])
     if not things:
@@ -457,7 +273,7 @@ def _blank(token: re.Match[str]) -> str:
     return " " * len(token[0])
 
 
-def _outline(fields: _Object) -> tuple[Polygon, ...] | str:
+def _outline(fields: Object) -> tuple[Polygon, ...] | str:
     if not fields.sound:
         return "malformed_object"
     written, value = _last(fields, POLYGON_KEYS)
@@ -478,7 +294,7 @@ def polygons_of(value: Any) -> tuple[Polygon, ...] | None:
     nested = [item for item in value if isinstance(item, list | tuple)]
     if not nested or all(len(item) == 2 and not _has_lists(item) for item in nested):
         flat = [number for item in value for number in (item if isinstance(item, list | tuple) else [item])]
-        numbers = [_number(item) if isinstance(item, str) else _plain(item) for item in flat]
+        numbers = [number_of(item) if isinstance(item, str) else _plain(item) for item in flat]
         usable = all(number is not None and abs(number) <= COORDINATE_LIMIT for number in numbers)
         even = len(numbers) % 2 == 0 and len(nested) in (0, len(value))
         if not usable or not even or len(numbers) < 6:
@@ -513,12 +329,12 @@ def parse_grounding(reply: str) -> Parsed[Box]:
         return Parsed(None, state)
     if state == _COMPLETE and not text.strip():
         return Parsed(None, "empty_answer")
-    found = _Reader().read(text)
+    found = read_notation(text)
     boxes: list[Box] = []
     codes: list[str] = []
     corner: list[float] | None = None
     for item in found.items:
-        if isinstance(item, _Object):
+        if isinstance(item, Object):
             box = _detection(item)
             box = box.box if isinstance(box, Detection) else box
             (codes if isinstance(box, str) else boxes).append(box)
@@ -541,11 +357,11 @@ def parse_grounding(reply: str) -> Parsed[Box]:
     return Parsed(boxes[0], notes=tuple(dict.fromkeys(codes)))
 
 
-def _corner(item: str | _List | _Object) -> list[float] | None:
+def _corner(item: str | List | Object) -> list[float] | None:
     """Two numbers in parentheses."""
-    if not isinstance(item, _List) or item.opener != "(" or len(item) != 2:
+    if not isinstance(item, List) or item.opener != "(" or len(item) != 2:
         return None
-    return _numbers(item)
+    return numbers_of(item)
 
 
 # --------------------------------------------------------------------------------------------- classes
