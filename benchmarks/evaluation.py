@@ -35,8 +35,9 @@ import torch
 from grpo_step import PRESETS, RESIZED, VISUAL_TOKENS, build_model
 from PIL import Image
 
-from virft.engine import Engine, chat_text
+from virft.engine import Engine
 from virft.files import replacing
+from virft.inference_model import chat_text
 from virft.types import Sample
 
 TEXT_TOKENS = 270

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from virft import decoding, prompts
 from virft.boxes import resized
 from virft.checkpoint import Manifest, write_manifest
-from virft.engine import Engine, UnreadableImage, by_images, chat_text, end_tokens, pick_dtype
+from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError
+from virft.inference_model import chat_text, end_tokens, pick_dtype
 from virft.types import Sample
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")

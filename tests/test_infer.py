@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from virft import infer
+from virft import infer, unfinished_run
 from virft.errors import UserError
 from virft.inference_settings import InferenceSettings
 from virft.predictions import load_meta, load_predictions
@@ -158,7 +158,7 @@ def interrupted(model: Path, pictures: Path, folder: Path, after: int) -> Infere
             raise stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer.Progress, "poll", lambda self, force=False: explode())
+        patch.setattr(unfinished_run.Progress, "poll", lambda self, force=False: explode())
         with pytest.raises(RuntimeError, match="the power went"):
             infer.run(questions(pictures), chosen)
     return chosen
@@ -170,7 +170,7 @@ def test_an_exception_stops_and_a_restart_continues(
     whole = infer.run(questions(pictures), settings(tiny_qwen2_vl, tmp_path / "whole"))
     chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path / "cut", after=5)
     assert not Path(chosen.output).exists()
-    written = list(infer.read_entries(Path(chosen.output + infer.PARTIAL_SUFFIX)))
+    written = list(unfinished_run.read_entries(Path(chosen.output + unfinished_run.PARTIAL_SUFFIX)))
     assert len(written) == 5
     asked: list[str] = []
     make = infer.make_engine
@@ -190,14 +190,14 @@ def test_an_exception_stops_and_a_restart_continues(
 def test_a_torn_last_line_is_asked_again(tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path) -> None:
     whole = infer.run(questions(pictures), settings(tiny_qwen2_vl, tmp_path / "whole"))
     chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path / "cut", after=5)
-    file = Path(chosen.output + infer.PARTIAL_SUFFIX) / "rank-0.jsonl"
+    file = Path(chosen.output + unfinished_run.PARTIAL_SUFFIX) / "rank-0.jsonl"
     file.write_bytes(file.read_bytes()[:-9])
     assert infer.run(questions(pictures), chosen) == whole
 
 
 def test_a_broken_line_in_the_middle_is_named(tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path) -> None:
     chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path, after=5)
-    file = Path(chosen.output + infer.PARTIAL_SUFFIX) / "rank-0.jsonl"
+    file = Path(chosen.output + unfinished_run.PARTIAL_SUFFIX) / "rank-0.jsonl"
     lines = file.read_bytes().split(b"\n")
     lines[1] = lines[1][:20]
     file.write_bytes(b"\n".join(lines))
@@ -212,7 +212,7 @@ def test_a_kill_between_the_last_two_steps_loses_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(infer.shutil, "rmtree", lambda *a, **k: None)  # killed before the folder goes
         whole = infer.run(questions(pictures), chosen)
-    folder = Path(chosen.output + infer.PARTIAL_SUFFIX)
+    folder = Path(chosen.output + unfinished_run.PARTIAL_SUFFIX)
     (folder / "rank-0.jsonl").unlink()
     monkeypatch.setattr(infer, "make_engine", None)
     assert infer.run(questions(pictures), chosen) == whole
@@ -225,8 +225,8 @@ def test_two_runs_do_not_write_one_file(
     import fcntl
 
     chosen = interrupted(tiny_qwen2_vl, pictures, tmp_path, after=2)
-    monkeypatch.setattr(infer, "LOCK_SECONDS", 0.1)
-    with open(Path(chosen.output + infer.PARTIAL_SUFFIX) / "rank-0.jsonl", "a") as held:
+    monkeypatch.setattr(unfinished_run, "LOCK_SECONDS", 0.1)
+    with open(Path(chosen.output + unfinished_run.PARTIAL_SUFFIX) / "rank-0.jsonl", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="is being written by another process"):
             infer.run(questions(pictures), chosen)
@@ -366,7 +366,7 @@ def test_killed_and_continued_nothing_is_lost_or_doubled(
     tmp_path: Path,
 ) -> None:
     arguments = command(program, tiny_qwen2_vl, pictures, tmp_path, first)
-    folder = tmp_path / ("predictions.jsonl" + infer.PARTIAL_SUFFIX)
+    folder = tmp_path / ("predictions.jsonl" + unfinished_run.PARTIAL_SUFFIX)
     running = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
     deadline = time.monotonic() + 120
     while sum(f.read_bytes().count(b"\n") for f in folder.glob("rank-*.jsonl")) < 4:
@@ -376,7 +376,7 @@ def test_killed_and_continued_nothing_is_lost_or_doubled(
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert not (tmp_path / "predictions.jsonl").exists()
-    kept = [entry.id for entry in infer.read_entries(folder)]
+    kept = [entry.id for entry in unfinished_run.read_entries(folder)]
     assert len(kept) >= 4
     again = command(program, tiny_qwen2_vl, pictures, tmp_path, then)
     subprocess.run([sys.executable, *again], check=True, timeout=300)
@@ -496,4 +496,4 @@ def test_entries_are_predictions_or_skipped(tmp_path: Path) -> None:
     (tmp_path / "rank-0.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines) + '{"id": "torn'
     )
-    assert list(infer.read_entries(tmp_path)) == [wrote, skipped]
+    assert list(unfinished_run.read_entries(tmp_path)) == [wrote, skipped]

@@ -7,7 +7,6 @@ manifest, else from the model family and the processor; arguments override both.
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -19,16 +18,22 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from virft import decoding
-from virft.checkpoint import read_manifest, resolve_space
+from virft.checkpoint import resolve_space
 from virft.errors import UserError
 from virft.images import open_rgb
+from virft.inference_model import (
+    chat_text,
+    check_decoding,
+    end_tokens,
+    load_model,
+    load_processor,
+    pick_device,
+    pick_dtype,
+    resolve_system,
+)
 from virft.types import Prediction, Sample
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 READERS = 2
 READ_AHEAD = 16
@@ -89,88 +94,14 @@ def by_images(samples: Iterable[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def pick_device(device: str | None) -> torch.device:
-    """The device by name; ``None`` or ``auto`` takes CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        UserError: a CUDA device was named and there is none.
-    """
-    if device in (None, "auto"):
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA device; use --device cpu")
-    return torch.device(device)
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype by name; ``auto`` is bfloat16 on a CUDA device and float32 elsewhere."""
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, dtype)
-
-
-def load_processor(model_path: str, min_pixels: int | None, max_pixels: int | None) -> Any:
-    """The processor of a checkpoint with its pixel budget; None keeps the checkpoint's own limit.
-
-    Raises:
-        UserError: no processor there, or limits that contradict each other.
-    """
-    manifest = read_manifest(model_path)
-    if manifest is not None:
-        min_pixels = manifest.min_pixels if min_pixels is None else min_pixels
-        max_pixels = manifest.max_pixels if max_pixels is None else max_pixels
-    try:
-        processor = AutoProcessor.from_pretrained(model_path)
-        size = processor.image_processor.size
-        low, high = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
-        if not 0 < low <= high:
-            raise UserError(f"--min_pixels {low} must be positive and not above --max_pixels {high}")
-        limits = {"shortest_edge": low, "longest_edge": high}
-        return AutoProcessor.from_pretrained(model_path, size=limits)
-    except OSError as error:
-        raise UserError(
-            f"model {model_path}: no processor can be loaded from it ({_first_line(error)})"
-        ) from error
-
-
-def load_model(model_path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-    """A model by ``config.model_type``, in evaluation mode; a LoRA adapter is merged into its base model.
-
-    Raises:
-        UserError: there is no model at ``model_path``, or flash attention is asked for and not installed.
-    """
-    if attn_implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
-        raise UserError(
-            f"--attn_implementation {attn_implementation} needs the package flash-attn, which is not "
-            "installed; install it (bash setup.sh --flash-attn) or use sdpa"
-        )
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
-    try:
-        if (Path(model_path) / "adapter_config.json").is_file():
-            from peft import PeftConfig, PeftModel
-
-            base = PeftConfig.from_pretrained(model_path).base_model_name_or_path
-            model = AutoModelForImageTextToText.from_pretrained(base, **options)
-            model = PeftModel.from_pretrained(model, model_path).merge_and_unload()
-        else:
-            model = AutoModelForImageTextToText.from_pretrained(model_path, **options)
-    except OSError as error:
-        raise UserError(f"model {model_path}: cannot be loaded ({_first_line(error)})") from error
-    return model.eval()
-
-
 class Engine:
     """Answers samples with a Qwen2-VL or Qwen2.5-VL through transformers.
 
     Args:
         model_path: a checkpoint folder, a LoRA adapter folder or a Hub id.
         device: a torch device; None or "auto" takes the first GPU, else the CPU.
-        dtype: one of :data:`DTYPES`.
-        attn_implementation: one of :data:`ATTENTION`.
+        dtype: one of :data:`virft.inference_model.DTYPES`.
+        attn_implementation: one of :data:`virft.inference_model.ATTENTION`.
         min_pixels, max_pixels: area limits of the resized image; None takes the checkpoint's.
         coordinates: "auto" or a space; see :func:`virft.checkpoint.resolve_space`.
         batch_size: how many questions are decoded together.
@@ -416,58 +347,6 @@ def likelihoods(
     }
 
 
-def check_decoding(batch_size: int, max_new_tokens: int, temperature: float) -> None:
-    """Refuse decoding settings out of range before anything is loaded.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    for flag, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise UserError(f"--{flag} must be at least 1, got {value}")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature must be 0 (greedy) or above, got {temperature}")
-
-
-def chat_text(processor: Any, sample: Sample, system: str | None) -> str:
-    """A sample as the model's chat template writes it: system message if any, images, then the prompt.
-
-    Args:
-        processor: the checkpoint's.
-        sample: its own system message goes before ``system``.
-        system: for samples without one; None or "" means no message.
-    """
-    system = system if sample.system is None else sample.system
-    content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
-    chat = [{"role": "system", "content": system}] if system else []
-    return processor.apply_chat_template(
-        [*chat, {"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-
-
-def end_tokens(generation_config: GenerationConfig, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a reply. Nothing else of a model's generation config is used: no sampling, no penalties.
-
-    Raises:
-        UserError: neither generation config nor tokenizer has one.
-    """
-    ids = generation_config.eos_token_id
-    found = {ids} if isinstance(ids, int) else set(ids or ())
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    if not found:
-        raise UserError("neither the model's generation config nor its tokenizer has an end token")
-    return frozenset(found)
-
-
-def resolve_system(model_path: str, system: str | None) -> str | None:
-    """The system prompt to use: the argument, else the checkpoint's own; "" means none."""
-    if system is not None:
-        return system or None
-    manifest = read_manifest(model_path)
-    return manifest.system_prompt if manifest is not None else None
-
-
 def _take(questions: Iterator[_Question], count: int) -> list[_Question]:
     taken = []
     for question in questions:
@@ -480,7 +359,3 @@ def _take(questions: Iterator[_Question], count: int) -> list[_Question]:
 def _header(path: str | Path) -> tuple[int, int]:
     with Image.open(path) as image:
         return image.size
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

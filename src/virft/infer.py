@@ -12,7 +12,6 @@ One device: in this process. Several: one process each, either started here or, 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,37 +22,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
 
 from virft.checkpoint import installed_versions
-from virft.engine import (
-    Engine,
-    UnreadableImage,
-    by_images,
-    check_decoding,
-    load_processor,
-    pick_device,
-    pick_dtype,
-    resolve_system,
-)
+from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError
 from virft.files import replacing
+from virft.inference_model import check_decoding, load_processor, pick_device, pick_dtype, resolve_system
 from virft.inference_settings import ENGINES, SPEED_ONLY, InferenceSettings
 from virft.predictions import load_meta, load_predictions, meta_path
 from virft.types import Prediction, Sample
+from virft.unfinished_run import PARTIAL_SUFFIX, POLL_SECONDS, Progress, Skipped, own_file, read_entries
 
 log = logging.getLogger(__name__)
 
-PARTIAL_SUFFIX = ".partial"
-POLL_SECONDS = 0.5
-LOCK_SECONDS = 15.0
 PASSED_ON = (
     "model_path",
     "dtype",
@@ -74,14 +61,6 @@ ADDED_LATER: Mapping[str, Any] = {"logprobs": False}
 
 ReadReply = Callable[[str], str]
 """From a reply to its reason code, "ok" where the task's reader could read it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A sample that was left out because its image cannot be read."""
-
-    id: str
-    reason: str
 
 
 def check(settings: InferenceSettings) -> None:
@@ -292,7 +271,7 @@ def _work(
     The share does not depend on what is done, so ranks that start at different moments never overlap.
     """
     mine = [s for group in by_images(samples)[rank::world] for s in group]
-    with _own_file(folder / f"rank-{rank}.jsonl") as file:
+    with own_file(folder / f"rank-{rank}.jsonl") as file:
         done = {entry.id for entry in read_entries(folder)}
         mine = [s for s in mine if s.id not in done]
         if not mine:
@@ -333,88 +312,6 @@ def make_engine(settings: InferenceSettings, rank: int = 0) -> Any:
 
         return VLLMEngine(**kwargs)
     return Engine(device=device, attn_implementation=settings.attn_implementation, **kwargs)
-
-
-def read_entries(folder: Path) -> Iterator[Prediction | Skipped]:
-    """All complete lines of a run's folder.
-
-    A last line without its end is what a kill left: it is not yet an entry (its owner cuts it off).
-
-    Raises:
-        UserError: a complete line that cannot be read: something else wrote into the file.
-    """
-    for path in sorted(folder.glob("rank-*.jsonl")):
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-            try:
-                entry = json.loads(line)
-                skipped = entry.get("skipped")
-                yield Skipped(**skipped) if skipped else Prediction.from_json(entry)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{path}, line {number}, cannot be read; delete the line or start with --overwrite"
-                ) from error
-
-
-@contextmanager
-def _own_file(path: Path) -> Iterator[Any]:
-    """Open a rank's file for appending, alone, with a torn last line cut off.
-
-    Raises:
-        UserError: another process still writes to it.
-    """
-    with open(path, "a+b") as raw:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"{path} is being written by another process; wait for that run or end it"
-                    ) from error
-                time.sleep(POLL_SECONDS)
-        raw.seek(0)
-        content = raw.read()
-        raw.truncate(content.rfind(b"\n") + 1)
-        with open(path, "a", encoding="utf-8") as file:
-            yield file
-
-
-class Progress:
-    """A bar with the time left over all ranks, counted from the lines in the run's folder."""
-
-    def __init__(self, folder: Path, total: int) -> None:
-        self.folder, self.total = folder, total
-        self.offsets: dict[Path, int] = {}
-        self.last = 0.0
-        self.done = 0
-        self._count()
-        # At a terminal several times a second, in a log file twice a minute.
-        interval = 0.2 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(total=total, initial=self.done, unit="question", mininterval=interval)
-
-    def poll(self, force: bool = False) -> bool:
-        """Show how far all ranks are; True where every sample has its line."""
-        if force or time.monotonic() - self.last > POLL_SECONDS:
-            self._count()
-            self.bar.update(self.done - self.bar.n)
-            self.last = time.monotonic()
-        return self.done >= self.total
-
-    def close(self) -> None:
-        """Show the last state and leave the bar standing."""
-        self.bar.close()
-
-    def _count(self) -> None:
-        for path in self.folder.glob("rank-*.jsonl"):
-            offset = self.offsets.get(path, 0)
-            with open(path, "rb") as file:
-                file.seek(offset)
-                new = file.read()
-            # A torn line is cut off later: only complete lines move the offset.
-            self.done += new.count(b"\n")
-            self.offsets[path] = offset + new.rfind(b"\n") + 1
 
 
 def _finish(

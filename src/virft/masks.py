@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
-from virft.engine import pick_device, pick_dtype
 from virft.errors import UserError
+from virft.inference_model import pick_device, pick_dtype
 from virft.types import Box
 
 if TYPE_CHECKING:

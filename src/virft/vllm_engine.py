@@ -16,19 +16,10 @@ from transformers import GenerationConfig
 
 from virft.boxes import resized
 from virft.checkpoint import resolve_space
-from virft.engine import (
-    OnUnreadable,
-    UnreadableImage,
-    by_images,
-    chat_text,
-    check_decoding,
-    end_tokens,
-    likelihoods,
-    load_processor,
-    resolve_system,
-)
+from virft.engine import OnUnreadable, UnreadableImage, by_images, likelihoods
 from virft.errors import UserError
 from virft.images import open_rgb
+from virft.inference_model import chat_text, check_decoding, end_tokens, load_processor, resolve_system
 from virft.types import Prediction, Sample
 
 BATCHES_AT_ONCE = 16

@@ -64,7 +64,7 @@ def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, A
     Raises:
         UserError: an unknown task, rows that cannot be used (:func:`virft.data.training.load_rows`), or none.
     """
-    from virft.engine import load_processor
+    from virft.inference_model import load_processor
 
     if settings.task not in READERS:
         raise UserError(f"--task {settings.task!r} is unknown; choose one of {', '.join(READERS)}")
