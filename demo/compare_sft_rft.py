@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,11 +37,10 @@ from contest import BASE, Contest, RowSet, examine
 from machine import ROOT, Machine
 from presets import PRESETS
 from scores import COLUMNS, SUITE_OF
-from stages import Journal, Stage, StageFailed, say
+from stages import Journal, Stage, checked_output, run_to_the_end, say
 from tasks import Task, adjusted, from_flags, from_preset
 
 from virft.checkpoint import installed_versions
-from virft.errors import UserError
 from virft.files import replacing
 
 COSTS = {"sft.py": 40.0, "grpo.py": 120.0, "examination": 12.0}
@@ -125,12 +123,11 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen(flags: argparse.Namespace) -> tuple[Callable[[int], Task], Path]:
     """Seed -> its task, and the folder of everything. Raises UserError naming a flag."""
-    output = flags.output and flags.output.expanduser().resolve()
-    if flags.model or flags.rows:
-        folder = output or ROOT / "comparison" / Path(flags.rows or "own").stem.replace("{seed}", "")
+    own = flags.model or flags.rows
+    name = Path(flags.rows or "own").stem.replace("{seed}", "") if own else flags.preset or DEFAULT
+    folder = checked_output(flags.output or ROOT / "comparison" / name)
+    if own:
         return lambda seed: adjusted(from_flags(flags, seed), flags), folder
-    name = flags.preset or DEFAULT
-    folder = output or ROOT / "comparison" / name
     preset = PRESETS[name]
     if flags.shots:
         preset = replace(preset, shots=tuple(flags.shots))
@@ -146,45 +143,30 @@ def _of(folder: Path, seed: int) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     flags = parser().parse_args(arguments)
-    # A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
-    for polite in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
-            signal.signal(polite, signal.default_int_handler)
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        task_of, output = chosen(flags)
-        if output.exists() and not output.is_dir():
-            raise UserError(f"--output {output} is a file: name a folder")
-        machine = Machine.found(flags.processes)
-        say(f"SFT against RFT: {task_of(flags.seeds[0]).about}\nresults in {output}\n\n")
-        say(machine.prepare(offline=not flags.model))
-        runs = []
-        for seed in flags.seeds:
-            say(f"\n=== seed {seed} ===\n")
-            runs.append(run_seed(_of(output, seed), seed, task_of(seed), machine))
-        task = task_of(flags.seeds[0])
-        results = comparison.results(
-            task.name, task.about, task.rules.suite, task.rules.task, task.methods, runs
-        )
-        results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {machine.processes} processes"
-        results["versions"] = {"python": platform.python_version(), **installed_versions()}
-        with replacing(output / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n")
-        table = comparison.table(results)
-        with replacing(output / "table.md") as temporary:
-            temporary.write_text(table + "\n")
-        comparison.draw(results, output / "comparison.png")
-        say(f"\n{table}\n\nAlso in {output}: table.md, results.json, comparison.png\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except StageFailed as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        say("\nInterrupted. Run the same command again: it continues from here.\n")
-        return 130
-    return 0
+    return run_to_the_end(lambda: compare(flags))
+
+
+def compare(flags: argparse.Namespace) -> None:
+    """Every seed's contest, then their table and picture. Raises as :class:`stages.Journal` does."""
+    task_of, output = chosen(flags)
+    machine = Machine.found(flags.processes)
+    say(f"SFT against RFT: {task_of(flags.seeds[0]).about}\nresults in {output}\n\n")
+    say(machine.prepare(offline=not flags.model))
+    runs = []
+    for seed in flags.seeds:
+        say(f"\n=== seed {seed} ===\n")
+        runs.append(run_seed(_of(output, seed), seed, task_of(seed), machine))
+    task = task_of(flags.seeds[0])
+    results = comparison.results(task.name, task.about, task.rules.suite, task.rules.task, task.methods, runs)
+    results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {machine.processes} processes"
+    results["versions"] = {"python": platform.python_version(), **installed_versions()}
+    with replacing(output / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    table = comparison.table(results)
+    with replacing(output / "table.md") as temporary:
+        temporary.write_text(table + "\n")
+    comparison.draw(results, output / "comparison.png")
+    say(f"\n{table}\n\nAlso in {output}: table.md, results.json, comparison.png\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,11 +25,10 @@ import report
 from machine import ROOT, TINY, Machine
 from miniature import ADAM, EXAMINATION_SEED, sft_command, sft_watch
 from recipe import PLAN, REWARD_CURVES, SHORT, Recipe
-from stages import Journal, StageFailed, say
+from stages import Journal, checked_output, run_to_the_end, say
 
 from virft.checkpoint import installed_versions, last_checkpoint
 from virft.data.digits import Scenes
-from virft.errors import UserError
 from virft.files import replacing
 from virft.predictions import load_predictions
 
@@ -233,42 +231,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--short", action="store_true", help="touch every stage in a minute or two; learns nothing"
     )
     flags = parser.parse_args(arguments)
-    output = flags.output.expanduser().resolve()
+    return run_to_the_end(lambda: start(flags))
+
+
+def start(flags: argparse.Namespace) -> None:
+    """The quick start of one seed, or of several and their table. Raises as :class:`stages.Journal` does."""
+    output = checked_output(flags.output)
     recipe = SHORT if flags.short else Recipe()
-    if output.exists() and not output.is_dir():
-        sys.stderr.write(f"error: --output {output} is a file: name a folder\n")
-        return 2
-    # A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
-    for polite in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
-            signal.signal(polite, signal.default_int_handler)
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        say(f"virft quick start: results in {output}\n")
-        machine = Machine.found()
-        say(machine.prepare(offline=True))
-        if not flags.seeds:
-            run_seed(output, flags.seed, recipe, machine)
-            say(epilogue(output))
-            return 0
-        runs = []
-        for seed in flags.seeds:
-            say(f"\n=== seed {seed} ===\n")
-            runs.append(run_seed(output / f"seed-{seed}", seed, recipe, machine))
-        table = report.seeds_table(runs)
-        with replacing(output / "seeds.md") as temporary:
-            temporary.write_text(table + "\n")
-        say(f"\nHeld-out mean IoU / mAP of each seed (also in {output / 'seeds.md'}):\n\n{table}\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except StageFailed as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        say("\nInterrupted. Run the same command again: it continues from here.\n")
-        return 130
-    return 0
+    say(f"virft quick start: results in {output}\n")
+    machine = Machine.found()
+    say(machine.prepare(offline=True))
+    if not flags.seeds:
+        run_seed(output, flags.seed, recipe, machine)
+        say(epilogue(output))
+        return
+    runs = []
+    for seed in flags.seeds:
+        say(f"\n=== seed {seed} ===\n")
+        runs.append(run_seed(output / f"seed-{seed}", seed, recipe, machine))
+    table = report.seeds_table(runs)
+    with replacing(output / "seeds.md") as temporary:
+        temporary.write_text(table + "\n")
+    say(f"\nHeld-out mean IoU / mAP of each seed (also in {output / 'seeds.md'}):\n\n{table}\n")
 
 
 if __name__ == "__main__":

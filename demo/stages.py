@@ -373,6 +373,38 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
+def run_to_the_end(work: Callable[[], None]) -> int:
+    """Do ``work``; what went wrong becomes a line and an exit code: 2 the user's mistake, 1 a stage that
+    failed, 130 an interruption.
+
+    A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
+    """
+    for polite in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
+            signal.signal(polite, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        work()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except StageFailed as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        say("\nInterrupted. Run the same command again: it continues from here.\n")
+        return 130
+    return 0
+
+
+def checked_output(folder: Path) -> Path:
+    """The folder of ``--output``, absolute. Raises UserError where it is a file."""
+    folder = folder.expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file: name a folder")
+    return folder
+
+
 def say(text: str) -> None:
     """Write to the reader, at once."""
     sys.stdout.write(text)
