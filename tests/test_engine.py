@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from virft import decoding, prompts
 from virft.boxes import resized
-from virft.checkpoint import Manifest, write_manifest
+from virft.checkpoint import Manifest, check_weights, model_config, read_manifest, write_manifest
 from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError
 from virft.inference_model import chat_text, end_tokens, pick_dtype
@@ -406,3 +406,45 @@ def test_predictions_survive_json(model: Path) -> None:
     engine = Engine(str(model), device="cpu", max_new_tokens=4)
     (prediction,) = engine.generate(mixed()[:1])
     assert type(prediction).from_json(json.loads(json.dumps(prediction.to_json()))) == prediction
+
+
+def test_weights_that_are_not_whole_are_named_before_they_load(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_qwen2_vl, model)
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    check_weights(model)
+    check_weights("owner/name")  # a Hub id is left to its download
+    weights.write_bytes(content[:-10])
+    with pytest.raises(UserError, match=r"model\.safetensors has .* bytes; copy or download it again"):
+        Engine(str(model), device="cpu")
+    weights.write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.safetensors is no file of weights"):
+        check_weights(model)
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors"}}))
+    with pytest.raises(UserError, match=r"part-1\.safetensors is missing"):
+        check_weights(model)
+    index.unlink()
+    weights.unlink()
+    with pytest.raises(UserError, match="no weights in it"):
+        check_weights(model)
+
+
+def test_weights_of_another_shape_and_a_manifest_of_no_space_are_refused(
+    tiny_qwen2_vl: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_qwen2_vl, model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="not the shapes that its config.json says"):
+        Engine(str(model), device="cpu")
+    (model / "virft.json").write_text(json.dumps({"space": "moon", "min_pixels": 1, "max_pixels": 2}))
+    with pytest.raises(UserError, match="its space 'moon' is none of norm1000"):
+        read_manifest(model)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no 'base_model_name_or_path' in it"):
+        model_config(tmp_path / "adapter")

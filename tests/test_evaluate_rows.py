@@ -61,6 +61,13 @@ def test_only_rows_of_the_task_are_asked_with_their_own_system_message(
         rows.questions(settings(tiny_qwen2_vl, written, "counting"), "norm1000")
 
 
+def test_solutions_of_another_task_are_refused(tiny_qwen2_vl: Path, written: Path) -> None:
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    written.write_text("".join(json.dumps({**line, "task": "detection"}) + "\n" for line in lines))
+    with pytest.raises(UserError, match="row 3: the solution is no answer to --task detection"):
+        rows.questions(settings(tiny_qwen2_vl, written, "detection"), "norm1000")
+
+
 def test_embedded_pictures_become_files_once(tiny_qwen2_vl: Path, written: Path, tmp_path: Path) -> None:
     from datasets import Dataset
     from datasets import Image as Picture

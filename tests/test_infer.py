@@ -497,3 +497,44 @@ def test_entries_are_predictions_or_skipped(tmp_path: Path) -> None:
         "".join(json.dumps(line) + "\n" for line in lines) + '{"id": "torn'
     )
     assert list(unfinished_run.read_entries(tmp_path)) == [wrote, skipped]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"device": "cpuu"}, "--device 'cpuu' is no device"),
+        ({"dtype": "bf16"}, "--dtype 'bf16' is unknown"),
+        ({"attn_implementation": "spda"}, "--attn_implementation spda is unknown"),
+        ({"max_pixels": 0}, "not above --max_pixels 0"),
+        ({"min_pixels": -4}, "--min_pixels -4 must be positive"),
+        ({"output": "/dev/null/p.jsonl"}, "--output /dev/null/p.jsonl: /dev/null is a file"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    changed: dict[str, object], sentence: str, tiny_qwen2_vl: Path, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(settings(tiny_qwen2_vl, tmp_path / "out"), **changed)
+    with pytest.raises(UserError, match=sentence):
+        infer.run([Sample("a", (), "x")], asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_folder_is_refused_even_to_overwrite(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    asked = dataclasses.replace(settings(tiny_qwen2_vl, tmp_path), output=str(tmp_path), overwrite=True)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        infer.run([Sample("a", (), "x")], asked)
+
+
+def test_a_run_without_a_reply_binds_nobody_to_its_settings(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """What a refusal or a kill leaves before the first reply is not "replies made with other settings"."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png.*--skip_bad_images"):
+        infer.run([Sample("a", (str(broken),), "x")], settings(tiny_qwen2_vl, tmp_path, max_new_tokens=3))
+    folder = tmp_path / "predictions.jsonl.partial"
+    assert (folder / "settings.json").is_file()
+    with unfinished_run.own_file(folder / "rank-0.jsonl"), pytest.raises(UserError, match="3 then, 6 now"):
+        infer.run(questions(pictures, 1), settings(tiny_qwen2_vl, tmp_path))  # somebody is at work there
+    assert len(infer.run(questions(pictures, 1), settings(tiny_qwen2_vl, tmp_path))) == 6

@@ -59,13 +59,18 @@ def test_help_names_every_flag_with_its_meaning(program, name, capsys):
         (PROGRAMS[3], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
         (PROGRAMS[4], ("--annotations", "gone"), "gone: no such folder"),
         (PROGRAMS[4], ("--truth", "best"), "--truth 'best' is unknown"),
+        (PROGRAMS[4], ("--annotation_s", "x"), "unknown flag --annotation_s; did you mean --annotations?"),
+        (PROGRAMS[0], ("--batch_size", "many"), "invalid int value: 'many'; --help lists all"),
+        ("coco", ("--candidates", "ground_thruth"), "no such file, nor all or ground_truth"),
+        (PROGRAMS[1], ("stray",), "'stray' belongs to no flag"),
+        ("lisa", ("--sam_model", "/nowhere/sam"), "model /nowhere/sam: no such folder"),
         (PROGRAMS[5], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
         (PROGRAMS[6], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
         (PROGRAMS[7], ("--masks", "gone.jsonl"), "gone.jsonl: no such file"),
     ],
 )
 def test_what_only_the_user_can_mend_is_one_sentence(program, tiny_qwen2_vl, name, flags, sentence, capsys):
-    model = ("--model_path", str(tiny_qwen2_vl)) if "infere" in name else ()
+    model = ("--model_path", str(tiny_qwen2_vl)) if "infere" in name or name == "coco" else ()
     with pytest.raises(SystemExit) as ended:
         program(name, *model, *flags)
     said = capsys.readouterr().err

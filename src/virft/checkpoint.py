@@ -100,11 +100,56 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     known = {f.name for f in fields(Manifest)}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**{k: tuple(v) if k == "task" else v for k, v in content.items() if k in known})
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        manifest = Manifest(**{k: tuple(v) if k == "task" else v for k, v in content.items() if k in known})
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a manifest of a checkpoint ({error}); remove it or save again"
         ) from None
+    if manifest.space not in MODEL_SPACES:
+        raise UserError(
+            f"{path}: its space {manifest.space!r} is none of {', '.join(MODEL_SPACES)}; correct the file"
+        )
+    return manifest
+
+
+def check_weights(model: str | Path) -> None:
+    """Refuse a model folder without weights, or whose ``.safetensors`` files are cut off or missing, by their
+    headers alone. A Hub id passes; so do weights in another form.
+
+    Raises:
+        UserError: naming the file.
+    """
+    folder = Path(model)
+    index = folder / "model.safetensors.index.json"
+    try:
+        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        listed = {path.name for path in folder.glob("*.safetensors")}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"model {model}: {index.name} cannot be read ({error}); copy it again") from None
+    if folder.is_dir() and not listed and not any(folder.glob("*.bin")):
+        raise UserError(f"model {model}: no weights in it, such as model.safetensors")
+    for name in sorted(listed):
+        if not (folder / name).is_file():
+            raise UserError(f"model {model}: {name} is missing, which {index.name} names; copy it again")
+        size = (folder / name).stat().st_size
+        if (needed := _safetensors_size(folder / name)) != size:
+            whole = "is no file of weights" if needed is None else f"has {size:,} of {needed:,} bytes"
+            raise UserError(f"model {model}: {name} {whole}; copy or download it again")
+
+
+def _safetensors_size(path: Path) -> int | None:
+    """Bytes that a ``.safetensors`` file says it has; None where its header cannot be read."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size - 8:
+            return None
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None
+    return 8 + length + max(ends, default=0)
 
 
 def resolve_space(model: str | Path | Any, override: str = "auto") -> str:
@@ -150,6 +195,8 @@ def model_config(model: str | Path, revision: str | None = None) -> Any:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             return AutoConfig.from_pretrained(base)
         return AutoConfig.from_pretrained(str(model), revision=revision)
+    except KeyError as error:
+        raise UserError(f"{adapter}: no {error} in it, so it is no adapter of a model") from None
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {model}: no configuration can be loaded from it ({reason})") from None

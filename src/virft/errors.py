@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 PATIENCE = 10.0
 """Seconds for which a later process of a machine leaves it to the first to say an error."""
@@ -25,6 +26,12 @@ def named(numbers: Sequence[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:SHOWN])
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
     return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+def unknown_flag(flag: str, known: Iterable[str]) -> UserError:
+    """The error for a flag that a program has not, with the nearest one that it has."""
+    near = difflib.get_close_matches(flag, list(known), 1)
+    return UserError(f"unknown flag {flag}{f'; did you mean {near[0]}?' if near else ''}; --help lists all")
 
 
 def run_program(main: Callable[[], None]) -> None:

@@ -29,15 +29,30 @@ from typing import Any
 import torch
 import transformers
 
-from virft.checkpoint import installed_versions
+from virft.checkpoint import check_weights, installed_versions
 from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError
-from virft.files import replacing
-from virft.inference_model import check_decoding, load_processor, pick_device, pick_dtype, resolve_system
+from virft.files import check_file, replacing
+from virft.inference_model import (
+    check_attention,
+    check_decoding,
+    load_processor,
+    pick_device,
+    pick_dtype,
+    resolve_system,
+)
 from virft.inference_settings import ENGINES, SPEED_ONLY, InferenceSettings
 from virft.predictions import load_meta, load_predictions, meta_path
 from virft.types import Prediction, Sample
-from virft.unfinished_run import PARTIAL_SUFFIX, POLL_SECONDS, Progress, Skipped, own_file, read_entries
+from virft.unfinished_run import (
+    PARTIAL_SUFFIX,
+    POLL_SECONDS,
+    Progress,
+    Skipped,
+    is_written,
+    own_file,
+    read_entries,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +85,14 @@ def check(settings: InferenceSettings) -> None:
     check_decoding(settings.batch_size, settings.max_new_tokens, settings.temperature)
     if settings.processes is not None and settings.processes < 1:
         raise UserError(f"--processes must be at least 1, got {settings.processes}")
-    pick_device(settings.device)
+    pick_dtype(settings.dtype, pick_device(settings.device))
+    if settings.engine == "transformers":
+        check_attention(settings.attn_implementation)
+    else:
+        from virft.vllm_engine import check_vllm
+
+        check_vllm(settings.model_path)
+    check_file("--output", settings.output)
 
 
 def run(
@@ -95,6 +117,9 @@ def run(
     """
     check(settings)
     _check_samples(samples)
+    # What would be refused after the first work is refused before any.
+    load_processor(settings.model_path, settings.min_pixels, settings.max_pixels)
+    check_weights(settings.model_path)
     output = Path(settings.output)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = output.with_name(output.name + PARTIAL_SUFFIX)
@@ -180,7 +205,8 @@ def _begin(output: Path, folder: Path, stamp: Mapping[str, Any], overwrite: bool
     for path in folder.glob("rank-*.error"):
         path.unlink()
     known = folder / "settings.json"
-    if known.exists():
+    # A run that was refused before its first reply binds nobody to its settings.
+    if known.exists() and (is_written(folder) or any(True for _ in read_entries(folder))):
         _compare(output, stamp, json.loads(known.read_text(encoding="utf-8")))
     else:
         with replacing(known) as temporary:
@@ -293,6 +319,8 @@ def _work(
                 write(prediction)
                 if progressed:
                     progressed()
+        except UnreadableImage as error:
+            raise UserError(f"{error}; mend it, or leave such images out with --skip_bad_images") from error
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"the GPU's memory does not hold --batch_size {settings.batch_size}; start again with a "

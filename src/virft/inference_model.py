@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
-from virft.checkpoint import read_manifest
+from virft.checkpoint import check_weights, read_manifest
 from virft.errors import UserError
 from virft.types import Sample
 
@@ -22,15 +23,37 @@ def pick_device(device: str | None) -> torch.device:
     """The device by name; ``None`` or ``auto`` takes CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: a CUDA device was named and there is none.
+        UserError: no name of a device, or a device that is not there.
     """
     if device in (None, "auto"):
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device!r} is no device; use auto, cpu, cuda, cuda:1 or mps") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no CUDA device; use --device cpu")
-    return torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"--device {device}: the last CUDA device that torch sees is cuda:{last}")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {device}: torch sees no Apple GPU; use --device cpu")
+    return chosen
+
+
+def check_attention(attn_implementation: str) -> None:
+    """Refuse an attention that is not there. Raises UserError naming the flag."""
+    if attn_implementation not in ATTENTION:
+        raise UserError(
+            f"--attn_implementation {attn_implementation} is unknown; choose one of {', '.join(ATTENTION)}"
+        )
+    if attn_implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            f"--attn_implementation {attn_implementation} needs the package flash-attn, which is not "
+            "installed; install it (bash setup.sh --flash-attn) or use sdpa"
+        )
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -55,7 +78,8 @@ def load_processor(model_path: str, min_pixels: int | None, max_pixels: int | No
     try:
         processor = AutoProcessor.from_pretrained(model_path)
         size = processor.image_processor.size
-        low, high = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
+        low = size["shortest_edge"] if min_pixels is None else min_pixels
+        high = size["longest_edge"] if max_pixels is None else max_pixels
         if not 0 < low <= high:
             raise UserError(f"--min_pixels {low} must be positive and not above --max_pixels {high}")
         limits = {"shortest_edge": low, "longest_edge": high}
@@ -72,23 +96,27 @@ def load_model(model_path: str, dtype: torch.dtype, attn_implementation: str) ->
     Raises:
         UserError: there is no model at ``model_path``, or flash attention is asked for and not installed.
     """
-    if attn_implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
-        raise UserError(
-            f"--attn_implementation {attn_implementation} needs the package flash-attn, which is not "
-            "installed; install it (bash setup.sh --flash-attn) or use sdpa"
-        )
+    check_attention(attn_implementation)
+    check_weights(model_path)
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     try:
         if (Path(model_path) / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
             base = PeftConfig.from_pretrained(model_path).base_model_name_or_path
+            check_weights(base)
             model = AutoModelForImageTextToText.from_pretrained(base, **options)
             model = PeftModel.from_pretrained(model, model_path).merge_and_unload()
         else:
             model = AutoModelForImageTextToText.from_pretrained(model_path, **options)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"model {model_path}: cannot be loaded ({_first_line(error)})") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise UserError(
+            f"model {model_path}: its weights have not the shapes that its config.json says; copy both again"
+        ) from error
     return model.eval()
 
 

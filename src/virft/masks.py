@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 from transformers import AutoModelForMaskGeneration, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
 
+from virft.checkpoint import model_config
 from virft.errors import UserError
 from virft.inference_model import pick_device, pick_dtype
 from virft.types import Box
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
 SIZES = ("original_sizes", "reshaped_input_sizes")
 """What a processor gives for undoing its resizing, in the order in which ``post_process_masks`` takes it; the
 second is absent where a family pads nothing (SAM 2)."""
+
+
+def check_sam(model_path: str) -> None:
+    """Refuse what is no SAM, by its configuration alone. Raises UserError naming the model."""
+    config = model_config(model_path)
+    if config.model_type not in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
+        raise UserError(
+            f"--sam_model {model_path} is a {config.model_type!r} model, which makes no masks from boxes; "
+            "name a SAM, such as facebook/sam-vit-huge"
+        )
 
 
 class BoxSegmenter:

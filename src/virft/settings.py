@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import sys
@@ -21,7 +20,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from virft.boxes import FAMILY_SPACE
 from virft.checkpoint import Manifest, model_config, read_manifest, resolve_space
-from virft.errors import UserError
+from virft.errors import UserError, unknown_flag
+from virft.files import check_folder
 from virft.training_config import MAX_PIXELS, MIN_PIXELS, TrainingConfig
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -131,10 +131,10 @@ def prepare_model(model: ModelArguments, args: TrainingConfig) -> ProcessorMixin
 
     Raises:
         UserError: see :func:`check_model`, :func:`resolve_vision`, :func:`load_processor`,
-            :func:`check_output`, :func:`check_packages`.
+            :func:`virft.files.check_folder`, :func:`check_packages`.
     """
     config = check_model(model, args)
-    check_output(args.output_dir)
+    check_folder("--output_dir", args.output_dir)
     check_packages(args)
     resolve_vision(args, model.model_name_or_path, config)
     options = model_options(model, args.bf16, bool(args.deepspeed))
@@ -156,20 +156,6 @@ def check_packages(args: TrainingConfig) -> None:
             )
     if getattr(args, "use_vllm", False) and not _installed("vllm"):
         raise UserError("--use_vllm needs the package vllm; install it (bash setup.sh --vllm)")
-
-
-def check_output(folder: str) -> None:
-    """Refuse an ``--output_dir`` in which nothing can be written; it is not made yet.
-
-    Raises:
-        UserError: it is a file, or lies where this user may not write.
-    """
-    place = Path(folder).absolute()
-    if place.exists() and not place.is_dir():
-        raise UserError(f"--output_dir {folder} is a file; name a folder")
-    above = next(parent for parent in (place, *place.parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {folder}: nothing can be written in {above}; name another folder")
 
 
 def resolve_vision(settings: TrainingConfig, model_name: str, config: Any) -> None:
@@ -266,8 +252,7 @@ class OneSentenceParser(TrlParser):
         known = [*self._option_string_actions, "--config"]
         for flag in (word.split("=")[0] for word in argv if word.startswith("--") and len(word) > 2):
             if not any(name.startswith(flag) for name in known):
-                near = difflib.get_close_matches(flag, known, 1)
-                raise UserError(f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+                raise unknown_flag(flag, known)
 
 
 def quiet_libraries() -> None:

@@ -56,6 +56,17 @@ def own_file(path: Path) -> Iterator[Any]:
             yield file
 
 
+def is_written(folder: Path) -> bool:
+    """Whether a process holds one of the folder's files by :func:`own_file`."""
+    for path in folder.glob("rank-*.jsonl"):
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def read_entries(folder: Path) -> Iterator[Prediction | Skipped]:
     """All complete lines of a run's folder.
 

@@ -26,6 +26,17 @@ BATCHES_AT_ONCE = 16
 """Batches handed to vLLM together: enough to keep it busy, few enough that a kill loses little."""
 
 
+def check_vllm(model_path: str | Path) -> None:
+    """Refuse vLLM where it is not installed, or for a LoRA adapter. Raises UserError with the mend."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm needs the package vllm, which is not installed; "
+            "install it (bash setup.sh --vllm) or use --engine transformers"
+        )
+    if (Path(model_path) / "adapter_config.json").is_file():
+        raise UserError(f"--engine vllm: {model_path} is a LoRA adapter; merge it first (virft.merge)")
+
+
 class VLLMEngine:
     """Answers samples with vLLM; the arguments are those of :class:`virft.engine.Engine`.
 
@@ -48,14 +59,8 @@ class VLLMEngine:
         logprobs: bool = False,
     ) -> None:
         check_decoding(batch_size, max_new_tokens, temperature)
-        if importlib.util.find_spec("vllm") is None:
-            raise UserError(
-                "--engine vllm needs the package vllm, which is not installed; "
-                "install it (bash setup.sh --vllm) or use --engine transformers"
-            )
+        check_vllm(model_path)
         self.model_path = str(model_path)
-        if (Path(self.model_path) / "adapter_config.json").is_file():
-            raise UserError(f"--engine vllm: {model_path} is a LoRA adapter; merge it first (virft.merge)")
         self.dtype = dtype
         self.space = resolve_space(self.model_path, coordinates)
         self.batch_size = batch_size

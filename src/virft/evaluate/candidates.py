@@ -18,6 +18,7 @@ from virft.data import coco as data
 from virft.evaluate import coco, protocol
 from virft.evaluate.asking import ask as ask_model
 from virft.evaluate.protocol import say
+from virft.files import check_file
 from virft.parsing import parse_presence
 from virft.predictions import load_meta, meta_path
 from virft.types import Prediction, Sample
@@ -39,6 +40,8 @@ class Settings(coco.Settings):
 
 def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, Any]]:
     """One yes-or-no question for each pair, and the protocol."""
+    coco.check_choice(settings)
+    check_file("--candidates_file", settings.candidates_file)
     annotations = data.load_annotations(settings.annotations)
     samples = data.detection_samples(
         annotations,

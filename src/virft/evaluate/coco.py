@@ -86,8 +86,7 @@ class Rules:
 
 def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, Any]]:
     """The samples of a run, and the part of its protocol that says which they are."""
-    if settings.max_images is not None and settings.max_images < 1:
-        raise UserError(f"--max_images must be at least 1, got {settings.max_images}")
+    check_choice(settings)
     annotations = coco.load_annotations(settings.annotations)
     samples = coco.detection_samples(
         annotations,
@@ -99,6 +98,17 @@ def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, A
         require_images=not settings.skip_bad_images,
     )
     return samples, {**stated(settings, annotations), "prompt": prompts.detection("{category}", space)}
+
+
+def check_choice(settings: Settings) -> None:
+    """Refuse a choice of images or pairs that cannot be. Raises UserError naming the flag."""
+    if settings.max_images is not None and settings.max_images < 1:
+        raise UserError(f"--max_images must be at least 1, got {settings.max_images}")
+    if settings.candidates not in coco.CANDIDATES and not Path(settings.candidates).is_file():
+        raise UserError(
+            f"--candidates {settings.candidates}: no such file, nor {' or '.join(coco.CANDIDATES)}; "
+            "coco_evaluation/make_candidates.py makes such files"
+        )
 
 
 def stated(settings: Settings, annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +124,16 @@ def stated(settings: Settings, annotations: Mapping[str, Any]) -> dict[str, Any]
     if settings.candidates not in coco.CANDIDATES:
         said["candidates_sha256"] = protocol.sha256(settings.candidates)
         said["candidates_protocol"] = load_meta(settings.candidates)
+        named = set(coco.load_candidates(settings.candidates))
+        known = {str(image["id"]) for image in annotations["images"]}
+        said["candidates_unknown_images"] = len(named - known)
+        said["images_without_candidates"] = len(known - named)
+        if named != known:
+            say(
+                f"candidates   {len(known - named):,} of {len(known):,} images are not in "
+                f"{settings.candidates} and not asked; {len(named - known):,} of its image ids are not in "
+                "the annotations"
+            )
     return said
 
 

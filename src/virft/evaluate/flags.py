@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
+
+from virft.errors import UserError, unknown_flag
 
 T = TypeVar("T")
 
@@ -33,6 +35,10 @@ class Flags(HfArgumentParser):
                 kwargs["help"] = text
         return super().add_argument(*names, **kwargs)
 
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one sentence instead of printing all flags before it."""
+        raise UserError(f"{message}; --help lists all flags")
+
 
 def parse(settings: type[T], arguments: Sequence[str] | None = None, program: str | None = None) -> T:
     """An instance of ``settings`` with the command line's values in place of defaults.
@@ -41,7 +47,17 @@ def parse(settings: type[T], arguments: Sequence[str] | None = None, program: st
         settings: a dataclass; the first line of its docstring describes the program.
         arguments: default ``sys.argv[1:]``.
         program: the name to show in the usage line.
+
+    Raises:
+        UserError: an unknown flag, or a value of another kind.
     """
     parser = Flags(settings, prog=program)
-    (parsed,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    parsed, *left = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    unknown = [word for word in left[-1] if word.startswith("-")]
+    if unknown:
+        raise unknown_flag(unknown[0].split("=")[0], parser._option_string_actions)
+    if left[-1]:
+        raise UserError(f"{left[-1][0]!r} belongs to no flag; --help lists all")
     return parsed

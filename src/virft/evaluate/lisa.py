@@ -53,6 +53,10 @@ def ask(settings: Settings) -> list[Prediction]:
 
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Ask, score boxes and, with ``sam_model``, masks; all files stand beside ``settings.output``."""
+    if settings.sam_model:  # before the questions, which take longest
+        from virft.masks import check_sam
+
+        check_sam(settings.sam_model)
     ask(settings)
     scores = scores_path(settings.output)
     numbers = lisa_boxes.score(

@@ -11,7 +11,7 @@ from typing import Any
 
 from virft.data.coordinates import convert_rows
 from virft.data.training import data_hash, load_rows, to_prompts
-from virft.errors import UserError
+from virft.errors import UserError, named
 from virft.evaluate import classification, coco, protocol
 from virft.evaluate.asking import ask as ask_model
 from virft.evaluate.asking import scores_path, spread
@@ -81,6 +81,12 @@ def questions(settings: Settings, space: str) -> tuple[list[Sample], dict[str, A
     ]
     if not samples:
         raise UserError(f"{settings.dataset}: no row has the task {settings.task!r}")
+    unread = [int(s.id) for s in samples if not READERS[settings.task](s.meta.get("solution", "")).ok]
+    if unread:
+        raise UserError(
+            f"{settings.dataset}: {named(unread)}: the solution is no answer to --task {settings.task}; "
+            "name the task of such rows, or correct them"
+        )
     stated = {
         "suite": "rows",
         "dataset": settings.dataset,
