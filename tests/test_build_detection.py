@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -719,6 +720,60 @@ def test_a_full_disk_is_named() -> None:
         raise PermissionError(errno.EACCES, "no")
 
 
+def test_what_a_killed_build_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a[1].7.tmp", ".a[1].7.tmp.cache", ".a[1].7.old.tmp", ".a[1].manifest.json.7.tmp"]
+    others = [".a[1].jsonl.7.tmp", ".a1.7.tmp", ".a[1].build2"]  # of builds that may be running
+    for name in (*left, *others):
+        (tmp_path / name).write_text("")
+    with working_folder(tmp_path / "a[1]", tmp_path / "work"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "work"])
+
+
+def test_sets_of_one_name_do_not_share_a_place_in_the_work_folder(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with working_folder(tmp_path / "a" / "s", work) as one, working_folder(tmp_path / "b" / "s", work) as two:
+        assert one != two
+    with (
+        working_folder(tmp_path / "a" / "s", work),
+        pytest.raises(UserError, match="another process"),
+        working_folder(tmp_path / "a" / "s"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows"])
+def test_a_set_never_stands_without_its_manifest(
+    make: Make, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a build is killed after either rename: the same command must then be able to go on."""
+    content, target = coco([(1, 1, 20, 20, 100, 50)]), Target.of(tmp_path / "out" / name)
+    make(content)  # the images
+    settings = DetectionSettings(tmp_path / "source.json")
+    build(settings, target)
+    before = target.manifest.read_bytes()
+    assert build(settings, target) is None
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace" if "." in name else "pathlib.Path.rename", killed)
+        build(replace(settings, seed=1), Target.of(tmp_path / "new" / name))
+    assert list((tmp_path / "new").iterdir()) == []
+    target.manifest.unlink()
+    order = []
+    rename, replaced = Path.rename, os.replace
+    monkeypatch.setattr(Path, "rename", lambda a, b: (order.append(Path(b)), rename(a, b))[1])
+    monkeypatch.setattr("os.replace", lambda a, b: (order.append(Path(b)), replaced(a, b))[1])
+    build(settings, target, overwrite=True)
+    assert [path for path in order if path in (target.path, target.manifest)] == [
+        target.manifest,
+        target.path,
+    ]
+    assert target.manifest.read_bytes() == before
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A disk of 1 MB, where the system lets us have one."""
@@ -767,6 +822,51 @@ def test_a_killed_build_leaves_no_set_and_starts_again_cleanly(root: Path, tmp_p
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert sorted(p.name for p in out.parent.iterdir()) == ["rows.jsonl", "rows.jsonl.manifest.json"]
     assert sum(1 for _ in out.open()) == 30_000 + 15_000 + 7_500
+
+
+SLEEPERS = """
+import sys, time
+from virft.data.builders.ordered import ordered_map
+from virft.errors import run_program
+
+def work(item):
+    import os
+    open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    run_program(lambda: list(ordered_map(work, range(8), 2)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill the parent", "kill a worker", "interrupt"])
+def test_workers_end_with_the_build_and_say_nothing(tmp_path: Path, how: str) -> None:
+    program = tmp_path / "sleepers.py"
+    program.write_text(SLEEPERS)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    running = subprocess.Popen(
+        [sys.executable, str(program), str(pids)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(list(pids.iterdir())) < 2:
+        assert running.poll() is None
+        time.sleep(0.01)
+    workers = [int(path.name) for path in pids.iterdir()]
+    if how == "kill the parent":
+        running.kill()
+    elif how == "kill a worker":
+        os.kill(workers[0], signal.SIGKILL)
+    else:
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does; the workers must not answer it
+        time.sleep(0.5)
+        assert all(Path(f"/proc/{pid}").exists() for pid in workers) or not Path("/proc").exists()
+        os.kill(workers[0], signal.SIGTERM)  # instead of waiting for the minute of their sleep
+    _, said = running.communicate(timeout=20)  # hangs while a worker holds the pipe
+    assert "Traceback" not in said
+    if how == "kill a worker":
+        assert running.returncode == 2
+        assert "pass a smaller --processes" in said
 
 
 def test_the_program_says_what_is_wrong_in_one_line(root: Path, tmp_path: Path) -> None:

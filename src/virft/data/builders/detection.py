@@ -164,12 +164,19 @@ def build(
     made_from = settings.manifest()
     if is_built(target, made_from, overwrite):
         return None
-    with naming_disk_faults(target.path.parent), working_folder(target.path, work_folder) as folder:
-        with closing(Index(folder / "index.sqlite")) as index:
-            chosen = _prepare(index, settings, processes, stage)
-            written = _write(index, settings, target, processes, stage)
-            counts = _counts(index, chosen, written)
-        write_manifest(target, command, made_from, counts)
+    counts: dict[str, Any] = {}
+    with (
+        naming_disk_faults(target.path.parent),
+        working_folder(target.path, work_folder) as folder,
+        closing(Index(folder / "index.sqlite")) as index,
+    ):
+        chosen = _prepare(index, settings, processes, stage)
+
+        def describe(rows: int, written: Path) -> None:
+            counts.update(_counts(index, chosen, rows))
+            write_manifest(target, command, made_from, counts, written)
+
+        target.write(_rows(index, settings, target, processes, stage), describe=describe)
     return counts
 
 
@@ -216,17 +223,15 @@ def category_positions(categories: Sequence[Mapping[str, Any]], wanted: Sequence
     return tuple(position for position, category in enumerate(categories) if category["id"] in ids)
 
 
-def _write(index: Index, settings: DetectionSettings, target: Target, processes: int, stage: Stage) -> int:
+def _rows(
+    index: Index, settings: DetectionSettings, target: Target, processes: int, stage: Stage
+) -> Iterator[dict[str, Any]]:
     total = next(index.rows("SELECT COUNT(*) FROM chosen"))[0]
     advance = stage("writing rows", total)
     work = partial(_make_rows, index.path, settings, target)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for made in ordered_map(work, _ranges(index), processes):
-            advance(len(made))
-            yield from made
-
-    return target.write(rows())
+    for made in ordered_map(work, _ranges(index), processes):
+        advance(len(made))
+        yield from made
 
 
 def _ranges(index: Index) -> Iterator[tuple[int, int]]:

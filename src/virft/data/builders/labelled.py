@@ -156,9 +156,10 @@ def write_drafts(
                 advance(len(made))
                 yield from made
 
-        all_counts = {**counts, "rows": target.write(rows(), like)}
-        write_manifest(target, command, settings, all_counts)
-    return all_counts
+        def describe(count: int, written: Path) -> None:
+            write_manifest(target, command, settings, {**counts, "rows": count}, written)
+
+        return {**counts, "rows": target.write(rows(), like, describe)}
 
 
 def _encode(

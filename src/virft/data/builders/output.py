@@ -10,9 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,30 +75,49 @@ class Target:
         ]
         return {"image": parts[0], **row} if single else {"images": parts, **row}
 
-    def write(self, rows: Iterable[Mapping[str, Any]], like: Mapping[str, Any] | None = None) -> int:
+    def write(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        like: Mapping[str, Any] | None = None,
+        describe: Callable[[int, Path], None] | None = None,
+    ) -> int:
         """Write encoded rows; returns their number. The set appears when the last one is written.
 
         Args:
             rows: all with the same columns.
             like: a row without None, which tells the kinds of the columns; the first row by default.
+            describe: writes the manifest of the set, called with the number of rows and where the set stands
+                until it appears: a set without its manifest could not be told from a stranger's.
 
         Raises:
             UserError: there are no rows, or the disk is full.
         """
+        stood = self.path.exists()
+        try:
+            with naming_disk_faults(self.path.parent), replacing_tree(self.path) as unfinished:
+                count = self._write(unfinished, rows, like)
+                if describe:
+                    describe(count, unfinished)
+        except BaseException:
+            if not stood and not self.path.exists():
+                self.manifest.unlink(missing_ok=True)
+            raise
+        return count
+
+    def _write(self, path: Path, rows: Iterable[Mapping[str, Any]], like: Mapping[str, Any] | None) -> int:
         import pyarrow as pa
 
-        with naming_disk_faults(self.path.parent), replacing_tree(self.path) as unfinished:
-            if self.kind == "jsonl":
-                return _write_jsonl(unfinished, rows)
-            first, rows = _peek(iter(rows))
-            write = _write_parquet if self.kind == "parquet" else _write_folder
-            try:
-                return write(unfinished, rows, _features(like or first))
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise UserError(
-                    f"{self.path}: a column holds values of several kinds ({error}): give it one kind, or "
-                    "write .jsonl"
-                ) from None
+        if self.kind == "jsonl":
+            return _write_jsonl(path, rows)
+        first, rows = _peek(iter(rows))
+        write = _write_parquet if self.kind == "parquet" else _write_folder
+        try:
+            return write(path, rows, _features(like or first))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise UserError(
+                f"{self.path}: a column holds values of several kinds ({error}): give it one kind, or "
+                "write .jsonl"
+            ) from None
 
 
 @lru_cache(maxsize=16)  # the rows of one image follow one another
@@ -206,13 +226,16 @@ def replacing_tree(path: Path) -> Iterator[Path]:
             yield unfinished
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A folder is not removed in one step: it must be out of sight before.
+    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     try:
         yield unfinished
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rename(old)
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -248,23 +271,35 @@ def working_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
         UserError: another process builds the same set.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = (parent or target.parent) / f".{target.name}.build"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    beside = folder = target.parent / f".{target.name}.build"
+    beside.mkdir(exist_ok=True)
+    with open(beside / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{target}: another process is building it ({folder} is locked)") from None
-        for pattern in (f".{target.name}.*.tmp", f".{target.name}.*.tmp.cache"):
-            for stale in target.parent.glob(pattern):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        for stale in folder.iterdir():
-            if stale.name != "lock":
-                stale.unlink()
+            raise UserError(f"{target}: another process is building it ({beside} is locked)") from None
         try:
+            if parent is not None:
+                # Sets of one name from several folders may be built in one place.
+                where = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:8]
+                folder = parent / f".{target.name}.{where}.build"
+                folder.mkdir(parents=True, exist_ok=True)
+            _remove_stale(target, folder)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove_stale(target: Path, folder: Path) -> None:
+    """Remove what a killed build of ``target`` left beside it and in its working folder."""
+    # Not a glob: the name may hold a bracket, and ".a.*" would also be what a build of a.jsonl is writing.
+    ours = re.compile(
+        rf"\.{re.escape(target.name)}({re.escape(MANIFEST_SUFFIX)})?\.\d+(\.old)?\.tmp(\.cache)?"
+    )
+    stale = [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]
+    for path in (*stale, *(path for path in folder.iterdir() if path.name != "lock")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -353,23 +388,24 @@ def _check_replaceable(target: Target) -> None:
 
 
 def write_manifest(
-    target: Target, command: str, settings: Mapping[str, Any], counts: Mapping[str, Any]
+    target: Target, command: str, settings: Mapping[str, Any], counts: Mapping[str, Any], written: Path
 ) -> None:
     """Write the manifest beside a set. It holds no time and no machine: the same command gives the same
     bytes.
 
     Args:
-        target: the set, written.
+        target: the set.
         command: as the user typed it.
         settings: every option that the rows depend on, and the sources' fingerprints.
         counts: of what was found, kept and left out.
+        written: where the set stands, which is about to be renamed to its place.
     """
     manifest = {
         "command": command,
         "virft": virft.__version__,
         "settings": settings,
         "counts": counts,
-        "output": fingerprint(target.path),
+        "output": {**fingerprint(written), "path": target.path.as_posix()},
     }
     with naming_disk_faults(target.path.parent), replacing(target.manifest) as unfinished:
         unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
