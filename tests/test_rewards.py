@@ -358,6 +358,7 @@ def test_parameters_by_keyword_reach_the_rewards_that_have_them() -> None:
         (["accuracy_iou:size=1"], {}, "no parameter 'size'; its parameters: threshold, denominator"),
         (["format:threshold=1"], {}, "its parameters: none"),
         (["accuracy_iou:threshold="], {}, "cannot read the reward"),
+        (["accuracy_iou:threshold"], {}, "cannot read the reward"),
         (["accuracy_iou:threshold=0.1,threshold=0.2"], {}, "cannot read the reward"),
         (["=0.1"], {}, "cannot read the reward"),
         ([""], {}, "cannot read the reward"),

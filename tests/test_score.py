@@ -131,6 +131,55 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, said: str) -> None:
     assert f"bad.jsonl, {said}" in str(caught.value)
 
 
+BAD_REWARDS = """
+import numpy
+
+def several(completion): return numpy.array([0.5, 1.0])
+def huge(completion): return 10**400
+def reasonless(completion):
+    from virft.rewards import Outcome
+    return Outcome(0.5, None)
+def fails(completion): raise KeyError("x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("several", "must return a number or None for a reply, got ndarray"),
+        ("huge", "returned inf for a reply"),
+        ("reasonless", "must give its reason as text, got None"),
+    ],
+)
+def test_what_a_reward_may_not_return_is_named_with_its_line(
+    replies: Path, tmp_path: Path, reward: str, said: str
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD_REWARDS, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        score.main(["--reward_funcs", f"{tmp_path / 'bad.py'}:{reward}", str(replies)])
+    assert f"replies.jsonl, line 1: reward {reward} {said}" in str(caught.value)
+
+
+def test_an_error_within_a_reward_says_where(replies: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(BAD_REWARDS, encoding="utf-8")
+    with pytest.raises(KeyError) as caught:
+        score.main(["--reward_funcs", f"{tmp_path / 'bad.py'}:fails", str(replies)])
+    assert caught.value.__notes__ == [f"reward fails raised this at {replies}, line 1"]
+
+
+def test_a_file_without_replies(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"empty\.jsonl holds no replies"):
+        score.main(["--reward_funcs", "format", str(tmp_path / "empty.jsonl")])
+
+
+def test_a_column_of_another_kind_is_named_with_its_line(tmp_path: Path) -> None:
+    row = {"completion": "tulip", "solution": "<answer>tulip</answer>", "aliases": 5}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(UserError, match=r"odd\.jsonl, line 1: reward accuracy: column 'aliases' must be"):
+        score.main(["--reward_funcs", "accuracy", str(tmp_path / "odd.jsonl")])
+
+
 def test_sets_of_different_length_and_a_missing_file(replies: Path) -> None:
     with pytest.raises(UserError, match="name as many"):
         score.main(["--reward_funcs", "format", "--against", "format", "accuracy", str(replies)])

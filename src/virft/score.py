@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from virft.errors import UserError, run_program
-from virft.rewards import Outcome, Reward, describe_rewards, load_rewards
+from virft.rewards import Outcome, Reward, describe_rewards, load_rewards, scored
 
 SAME = 1e-9
 """Values that differ by less are the same."""
@@ -67,10 +67,10 @@ def _finite_number(text: str) -> float:
     return number
 
 
-def score_row(rewards: Sequence[Reward], row: dict[str, Any]) -> dict[str, Outcome]:
-    """Reward name -> outcome of one row."""
+def score_row(rewards: Sequence[Reward], row: dict[str, Any], where: str) -> dict[str, Outcome]:
+    """Reward name -> outcome of one row; ``where`` it stands is for errors."""
     columns = {name: value for name, value in row.items() if name != "completion"}
-    return {reward.name: reward.score(row["completion"], columns) for reward in rewards}
+    return {reward.name: scored(reward, row["completion"], columns, where) for reward in rewards}
 
 
 def as_json(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -167,11 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # What a user's reward prints is for people; stdout holds nothing but JSON lines.
     with source, redirect_stdout(sys.stderr):
         for number, row in read_rows(source, options.replies):
-            outcomes = score_row(rewards, row)
+            where = f"{options.replies}, line {number}"
+            outcomes = score_row(rewards, row, where)
             summary.add(outcomes)
             line = {"id": row.get("id", number), **as_json(outcomes)}
             if others:
-                second = score_row(others, row)
+                second = score_row(others, row, where)
                 other_summary.add(second)
                 if not differ(outcomes, second):
                     continue
@@ -179,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 line["against"] = as_json(second)
             output.write(json.dumps(line, allow_nan=False) + "\n")
     output.flush()
+    if not summary.rows:
+        raise UserError(f"{options.replies} holds no replies")
     sys.stderr.write(str(summary))
     if others:
         sys.stderr.write(f"against:\n{other_summary}{different} of {summary.rows} rows differ\n")

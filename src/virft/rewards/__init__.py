@@ -1,6 +1,6 @@
 """What a reply is worth: the table of rewards, and callables made from names."""
 
-from virft.rewards.checking import check_solutions
+from virft.rewards.checking import check_solutions, scored
 from virft.rewards.naming import load_rewards
 from virft.rewards.outcome import REASONS, Outcome
 from virft.rewards.reward import Reward
@@ -15,4 +15,5 @@ __all__ = [
     "check_solutions",
     "describe_rewards",
     "load_rewards",
+    "scored",
 ]

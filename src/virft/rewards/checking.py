@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from virft import parsing
 from virft.errors import UserError
 from virft.rewards.outcome import Outcome
-from virft.rewards.reward import Reward
+from virft.rewards.reward import Completion, Reward
 
 NAMED_ROWS = 5
 """How many bad rows an error names before it counts the rest."""
@@ -34,7 +36,7 @@ def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]
             raise UserError(f"row {number} has no text in the column 'solution'")
         reply = reply_of_solution(row["solution"])
         for index, reward in enumerate(rewards):
-            outcome = reward.score(reply, row)
+            outcome = scored(reward, reply, row, f"row {number}")
             excused = outcome.value is None or outcome.reason in EXCUSED
             if reward.maximum is not None and not excused and outcome.value < reward.maximum - TOLERANCE:
                 bad.setdefault(index, []).append((number, outcome))
@@ -54,6 +56,24 @@ def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]
         + (f" and {more} more" if more > 0 else "")
         + "; mend these solutions or choose rewards that fit the task"
     )
+
+
+def scored(reward: Reward, reply: Completion, row: Mapping[str, Any], where: str) -> Outcome:
+    """A reply's outcome; an error that scoring it raises also says at which row.
+
+    Raises:
+        UserError: as for :meth:`virft.rewards.Reward.score`.
+    """
+    with ExitStack() as stack:
+        stack.push(partial(_say_where, reward.name, where))
+        return reward.score(reply, row)
+
+
+def _say_where(name: str, where: str, kind: Any, error: BaseException | None, trace: Any) -> None:
+    if isinstance(error, UserError):
+        raise UserError(f"{where}: {error}") from error
+    if error is not None:  # of the user's own function: raised as it is, with its traceback
+        error.add_note(f"reward {name} raised this at {where}")
 
 
 def reply_of_solution(solution: str) -> str:

@@ -185,6 +185,8 @@ class _Call:
 
 def _outcome(value: Any, name: str) -> Outcome:
     if isinstance(value, Outcome):
+        if not isinstance(value.reason, str):
+            raise UserError(f"reward {name} must give its reason as text, got {value.reason!r}")
         return Outcome(finite(value.value, name), value.reason)
     number = finite(value, name)
     return Outcome(None, "not_applicable") if number is None else Outcome(number, "custom")

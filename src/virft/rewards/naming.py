@@ -44,6 +44,8 @@ def load_rewards(names: Sequence[str], **parameters: Any) -> list[Reward]:
             unused -= set(common)
             loaded.append(_table_reward(shown, spec, {**common, **settings}))
             continue
+        if plain.partition(":")[0] in REWARDS:
+            raise UserError(f"cannot read the reward {name!r}; write name:parameter=value,parameter=value")
         if ":" not in plain:
             raise UserError(
                 f"unknown reward {plain!r}; known: {', '.join(REWARDS)}, "

@@ -44,13 +44,18 @@ def finite(value: Any, name: str) -> float | None:
     """A reward's value as a float, or None; numbers of numpy and torch are numbers too.
 
     Raises:
-        UserError: no number, or NaN or infinite.
+        UserError: no number, or NaN, infinite or beyond any float.
     """
     if value is None:
         return None
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+    try:
+        number = None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):  # no number, or an array of several
+        number = None
+    except OverflowError:
+        number = math.inf
+    if number is None:
         raise UserError(f"reward {name} must return a number or None for a reply, got {_shown(value)}")
-    number = float(value)
     if not math.isfinite(number):
         raise UserError(f"reward {name} returned {number} for a reply: return a finite number or None")
     return number
