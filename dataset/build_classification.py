@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", required=True, help="NAME.jsonl, NAME.parquet, or a folder (save_to_disk, images inside)")
     add("--root", type=Path, help="folder of --set, as torchvision's class takes it")
     add("--image_folder", type=Path, help="what image paths of --list or --coop are relative to")
-    add("--split", default="train", help="of --set or --coop (default: %(default)s)")
+    add("--split", help="of --set or --coop (default: train)")
     add("--download", action="store_true", help="let torchvision fetch --set")
     add("--partial", action="store_true", help="accept a copy whose size is not the published one")
     add("--classes", type=Path, help="class list, 'name | alias' a line; gives names to number labels")
@@ -69,25 +69,43 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+TAKERS = {
+    "root": ("set",),
+    "download": ("set",),
+    "partial": ("set", "coop"),
+    "split": ("set", "coop"),
+    "image_folder": ("list", "coop"),
+}
+"""Flags that only some sources take."""
+
+
+def check_source_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError for a flag that the chosen source would not look at."""
+    source = next(name for name in ("folder", "list", "coop", "set") if getattr(flags, name))
+    for name, takers in TAKERS.items():
+        if getattr(flags, name) and source not in takers:
+            raise UserError(f"--{name} is of --{' and --'.join(takers)}, not of --{source}: leave it out")
+
+
 def load(flags: argparse.Namespace) -> tuple[ImageSet, dict[str, Any]]:
     """The images and, for the manifest, the source's fingerprint."""
+    check_source_flags(flags)
+    split = flags.split or "train"
     classes, aliases = read_classes(flags.classes) if flags.classes else ((), {})
     if flags.list:
         images, source = load_list(flags.list, flags.image_folder, classes or None), fingerprint(flags.list)
     elif flags.coop:
         if not flags.image_folder:
             raise UserError("--coop needs --image_folder, the folder of its images")
-        images = load_coop_split(flags.coop, flags.image_folder, flags.split, partial=flags.partial)
+        images = load_coop_split(flags.coop, flags.image_folder, split, partial=flags.partial)
         source = fingerprint(flags.coop)
     elif flags.folder:
         images, source = load_folder(flags.folder), {"path": flags.folder.as_posix()}
     else:
         if not flags.root:
             raise UserError("--set needs --root, the folder that torchvision's class takes")
-        images = load_known(
-            flags.set, flags.root, flags.split, download=flags.download, partial=flags.partial
-        )
-        source = {"set": flags.set, "split": flags.split}
+        images = load_known(flags.set, flags.root, split, download=flags.download, partial=flags.partial)
+        source = {"set": flags.set, "root": flags.root.as_posix()}
     return (with_classes(images, classes, aliases) if classes else images), source
 
 
@@ -117,6 +135,9 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         "task": "classification",
         "source": source,
+        "split": (flags.split or "train") if flags.set or flags.coop else None,
+        "image_folder": flags.image_folder and flags.image_folder.as_posix(),
+        "classes": flags.classes and fingerprint(flags.classes),
         "items_sha256": listing_sha256((*Path(path).parts[-2:], label) for path, label in images.items),
         "contains": contains,
         "to_name": to_name,

@@ -151,6 +151,8 @@ def main(argv: list[str] | None = None) -> None:
     if counts["negatives"] < counts["negatives_wanted"]:
         wanted = counts["negatives_wanted"]
         sys.stderr.write(f"warning: only {counts['negatives']} of {wanted} negatives were found\n")
+    if counts["rows"] < flags.rows:
+        sys.stderr.write(f"warning: only {counts['rows']} of {flags.rows} rows were found\n")
     left_out = ", ".join(f"{count} {why}" for why, count in counts["pairs_left_out"].items()) or "none"
     sys.stdout.write(
         f"{target.path}: {counts['rows']} rows, {counts['negatives']} of them negative, from "

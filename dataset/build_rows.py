@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         "task": flags.task,
         "source": fingerprint(flags.source),
+        "image_folder": flags.image_folder and flags.image_folder.as_posix(),
         "map": names,
         "box_space": flags.box_space,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import importlib.util
 import json
 import os
@@ -29,6 +30,7 @@ from virft.data.builders.output import Target, naming_disk_faults, working_folde
 from virft.data.builders.rules import BoxRules, RawBox, judge
 from virft.data.coco import CATEGORY_PRESETS
 from virft.data.json_stream import elements
+from virft.data.records import read_json, records
 from virft.data.training import load_rows
 from virft.errors import UserError
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
@@ -71,7 +73,8 @@ def make(tmp_path: Path) -> Make:
         for image in content["images"]:
             path = tmp_path / image["file_name"]
             if not path.exists():
-                Image.new("RGB", (image.get("width", 200), image.get("height", 100))).save(path)
+                size = min(image.get("width", 200), 1000), min(image.get("height", 100), 1000)
+                Image.new("RGB", size).save(path)
         target = Target.of(tmp_path / "out" / name)
         made.counts = build(DetectionSettings(source, **settings), target, overwrite=True)
         return [json.loads(line) for line in target.path.read_text().splitlines()]
@@ -189,6 +192,9 @@ def test_only_some_wrong_boxes_are_named(make: Make) -> None:
     assert "annotation 6" not in str(raised.value)
 
 
+BOX = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 20]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -210,6 +216,15 @@ def test_only_some_wrong_boxes_are_named(make: Make) -> None:
             "annotations entry 7: a box is four numbers, got [1, 2, 3]",
         ),
         ({"annotations": []}, "no rows: no image shows these categories"),
+        ({"annotations": [{**BOX, "bbox": "1234"}]}, "a box is four numbers, got 1234"),
+        ({"annotations": [{**BOX, "bbox": [10**400, 1, 2, 3]}]}, "a box is four numbers, got [1000"),
+        ({"annotations": [{**BOX, "bbox": [True, 1, 2, 3]}]}, "a box is four numbers, got [True"),
+        ({"annotations": [{**BOX, "iscrowd": "yes"}]}, "entry 7: its iscrowd must be 0 or 1, got yes"),
+        ({"annotations": [{**BOX, "image_id": None}]}, "its image_id must be a whole number or text"),
+        ({"images": [{"id": None, "file_name": "1.png"}]}, "its id must be a whole number or text, got None"),
+        ({"images": [{"id": 1, "file_name": "1.png", "height": 1e300}]}, "width and height must be numbers"),
+        ({"categories": [{"id": 1, "name": "\ud800"}]}, "'\\ud800' is not UTF-8 text"),
+        ({"categories": [{"id": 1, "name": "a", "synonyms": "b"}]}, "its synonyms must be a list of names"),
     ],
 )
 def test_files_that_do_not_fit_together_are_named(
@@ -218,6 +233,33 @@ def test_files_that_do_not_fit_together_are_named(
     with pytest.raises(UserError) as raised:
         make({**coco([(1, 1, 20, 10, 100, 50)]), **change})
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"file_name": None}, "its 'file_name' must be a path, got None"),
+        ({"file_name": "a\0.png"}, "no such image|embedded null byte"),
+        ({"file_name": "a" * 5000}, "File name too long"),
+        ({"coco_url": 5, "neg_category_ids": []}, "its 'coco_url' must be a path, got 5"),
+    ],
+)
+@pytest.mark.parametrize("sized", [True, False])
+def test_paths_that_are_none_are_named(
+    tmp_path: Path, image: Mapping[str, Any], message: str, sized: bool
+) -> None:
+    content = coco([(1, 1, 20, 10, 100, 50)], images=1)
+    content["images"][0].update(image, **({} if sized else {"width": None}))
+    (tmp_path / "source.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        build(DetectionSettings(tmp_path / "source.json"), Target.of(tmp_path / "out" / "rows.jsonl"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_whole_numbers_written_as_floats_are_ids(make: Make) -> None:
+    content = coco([(1, 1, 20, 10, 100, 50)])
+    content["annotations"][0].update(image_id=1.0, category_id=1.0)
+    assert len(make(content)) == 1
 
 
 def test_an_unknown_category_names_the_nearest(make: Make) -> None:
@@ -357,11 +399,17 @@ def test_base_and_novel_split_the_categories(make: Make) -> None:
         ({"space": "abs_resized"}, "pass the training's --min_pixels"),
         ({"space": "abs_resized", "min_pixels": 9, "max_pixels": 3}, "not above --max_pixels"),
         ({"kind": "kitti"}, "--kind kitti: one of"),
+        ({"min_pixels": 3136}, "are of --coordinates abs_resized, not of norm1000"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: Mapping[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DetectionSettings(Path("x.json"), **settings)
+
+
+def test_rows_too_few_for_their_negatives_are_refused(make: Make) -> None:
+    with pytest.raises(UserError, match=r"--rows 1 with --negatives 0\.9 leaves no row with boxes"):
+        make(coco([(1, 1, 20, 10, 100, 50)]), rows=1, negatives=0.9)
 
 
 def test_boxes_in_pixels_of_the_resized_image(make: Make, tmp_path: Path) -> None:
@@ -453,6 +501,43 @@ def test_yolo_faults_are_named(tmp_path: Path, file: str, text: str, message: st
     with pytest.raises(UserError) as raised:
         built(folder, tmp_path / "rows.jsonl", kind="yolo")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("change", ["labels/train/b.txt", "images/train/new.jpg", "data.yaml"])
+@pytest.mark.parametrize("given", ["set", "set/data.yaml"])
+def test_a_changed_yolo_set_is_not_taken_for_the_same(tmp_path: Path, given: str, change: str) -> None:
+    folder = yolo_set(tmp_path / "set")
+    target = Target.of(tmp_path / "rows.jsonl")
+    build(DetectionSettings(tmp_path / given, kind="yolo"), target)
+    assert build(DetectionSettings(tmp_path / given, kind="yolo"), target) is None
+    if change.endswith("jpg"):
+        Image.new("RGB", (20, 20)).save(folder / change)
+    else:
+        (folder / change).write_text((folder / change).read_text() + "\n")
+    with pytest.raises(UserError, match="was not built so"):
+        build(DetectionSettings(tmp_path / given, kind="yolo"), target)
+
+
+@pytest.mark.parametrize("image_folder", [None, "images/train"])
+def test_yolo_and_voc_sets_by_relative_paths(
+    tmp_path: Path, image_folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yolo_set(tmp_path / "some" / "set")
+    voc_set(tmp_path / "some" / "voc", {"one": [("cat", 0, 1, 1, 100, 50)]})
+    monkeypatch.chdir(tmp_path)
+    folder = image_folder and Path("some/set") / image_folder
+    rows = built(Path("some/set"), Path("o/rows.jsonl"), kind="yolo", image_folder=folder)
+    assert all((tmp_path / "o" / row["image"]).is_file() for row in rows)
+    folder = image_folder and Path("some/voc/JPEGImages")
+    rows = built(Path("some/voc"), Path("o/voc.jsonl"), kind="voc", image_folder=folder)
+    assert all((tmp_path / "o" / row["image"]).is_file() for row in rows)
+
+
+def test_yolo_folders_may_be_links(tmp_path: Path) -> None:
+    folder = yolo_set(tmp_path / "set")
+    (folder / "images" / "train").rename(tmp_path / "pictures")
+    (folder / "images" / "train").symlink_to(tmp_path / "pictures")
+    assert len(built(folder, tmp_path / "rows.jsonl", kind="yolo")) == 3
 
 
 VOC_OBJECT = (
@@ -611,6 +696,19 @@ def test_the_stream_names_where_a_file_is_wrong(
     with pytest.raises(UserError) as raised:
         streamed(tmp_path / "x.json", text, block, monkeypatch)
     assert message in str(raised.value)
+
+
+def test_json_beyond_the_reader_and_packed_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for content, message in (
+        (b'{"a": ' + b"[" * 200_000, "line 1: cannot be read as JSON: brackets are nested too deeply"),
+        (b'{"a": [' + b"1" * 6000 + b"]}", "line 1: cannot be read as JSON: a number has too many digits"),
+        (gzip.compress(b"{}"), "packed by gzip, not text: unpack it"),
+    ):
+        path.write_bytes(content)
+        for read in (elements, records, lambda path: [read_json(path)]):
+            with pytest.raises(UserError, match=message.removeprefix("line 1: ")):
+                list(read(path))
 
 
 def test_an_early_fault_is_found_without_reading_the_rest(tmp_path: Path) -> None:

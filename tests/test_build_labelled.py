@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from virft import prompts
 from virft.data.builders.own_rows import drafts
+from virft.data.classification import load_coop_split, load_list
 from virft.data.training import load_rows
 from virft.errors import UserError
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
@@ -99,11 +101,53 @@ def test_lists_with_aliases(root: Path, birds: Path, tmp_path: Path) -> None:
         (["--coop", "no", "--subject", "flower"], "--coop needs --image_folder"),
         (["--set", "pets37"], "--set needs --root"),
         (["--folder", "no", *BIRD, "--shots", "-1"], "--shots must not be negative"),
+        (["--folder", "no", *BIRD, "--split", "val"], "--split is of --set and --coop, not of --folder"),
+        (["--list", "no", *BIRD, "--root", "x"], "--root is of --set, not of --list"),
     ],
 )
 def test_flags_of_classification_that_do_not_fit(root: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         program(root, "build_classification").main([*arguments, "--output", "x.jsonl"])
+
+
+def test_other_aliases_or_another_folder_are_another_set(root: Path, birds: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image,label\nwren/0.png,1\n")
+    (tmp_path / "names.txt").write_text("house sparrow\nwren | Troglodytes\n")
+    copy = shutil.copytree(birds, tmp_path / "copy" / "birds")
+    out, main = tmp_path / "rows.jsonl", program(root, "build_classification").main
+
+    def make(folder: Path) -> None:
+        sources = ["--list", str(tmp_path / "list.csv"), "--classes", str(tmp_path / "names.txt")]
+        main([*sources, "--image_folder", str(folder), *BIRD, "--output", str(out)])
+
+    make(birds)
+    make(birds)
+    with pytest.raises(UserError, match="was not built so"):
+        make(copy)
+    (tmp_path / "names.txt").write_text("house sparrow\nwren | jenny\n")
+    with pytest.raises(UserError, match="was not built so"):
+        make(birds)
+
+
+def test_own_rows_of_another_image_folder_are_another_set(root: Path, birds: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(birds, tmp_path / "copy")
+    row = {"image": "wren/0.png", "problem": "What?", "solution": "<answer>wren</answer>"}
+    (tmp_path / "mine.json").write_text(json.dumps([row]))
+    main = program(root, "build_rows").main
+    arguments = ["--source", str(tmp_path / "mine.json"), "--output", str(tmp_path / "rows.jsonl")]
+    main([*arguments, "--image_folder", str(birds)])
+    with pytest.raises(UserError, match="was not built so"):
+        main([*arguments, "--image_folder", str(copy)])
+
+
+def test_a_label_with_two_names_and_a_strange_digit_are_named(tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [["a.jpg", 0, "rose"], ["b.jpg", 0, "tulip"]]}))
+    with pytest.raises(UserError, match="label 0 is 'tulip' here but 'rose' before"):
+        load_coop_split(split, tmp_path, "train")
+    (tmp_path / "list.csv").write_text("image,label\na.jpg,²\n")
+    assert load_list(tmp_path / "list.csv", classes=["²", "x"]).items[0][1] == "²"
+    assert load_list(tmp_path / "list.csv").items[0][1] == "²"  # a digit, but of no number
 
 
 def lisa(folder: Path, name: str, shapes: list[dict[str, Any]], text: list[str]) -> None:

@@ -148,7 +148,11 @@ def load_coop_split(
                 raise UserError(
                     f"{path}: {name} row {number} is not [image path, label, class name] but {row!r}"
                 )
-            classes[row[1]] = row[2]
+            if classes.setdefault(row[1], row[2]) != row[2]:
+                raise UserError(
+                    f"{path}: {name} row {number}: label {row[1]} is {row[2]!r} here but "
+                    f"{classes[row[1]]!r} before: give every class one name"
+                )
     items = [(str(folder / image), name) for image, _, name in content[split]]
     if len(classes) == KNOWN["flowers102"].classes:
         _check_size(f"{path} {split}", len(items), COOP_FLOWERS.get(split, len(items)), partial)
@@ -215,7 +219,7 @@ def _label(label: Any, classes: Sequence[str] | None, where: str) -> str:
     """The class name: the text itself, or the name at that index where the label is a whole number."""
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise UserError(f"{where}: its label must be text or a whole number, got {label!r}")
-    is_number = isinstance(label, int) or label.strip().isdigit()
+    is_number = isinstance(label, int) or label.strip().isdecimal()
     if not is_number or (classes is not None and label in classes):
         return str(label).strip()
     if classes is None:

@@ -186,11 +186,13 @@ def image_path(image: Mapping[str, Any], folder: str | Path, lvis: bool = False)
     """Where an image of the annotations stands below the image folder.
 
     Raises:
-        UserError: the annotations do not say.
+        UserError: the annotations do not say, or say something else.
     """
     key = "coco_url" if lvis else "file_name"
     if key not in image:
         raise UserError(f"image {image['id']!r} of the annotations has no {key!r}")
+    if not isinstance(image[key], str) or not image[key].strip():
+        raise UserError(f"image {image.get('id')!r}: its {key!r} must be a path, got {image[key]!r}")
     return Path(folder).joinpath(*image[key].split("/")[-2:]) if lvis else Path(folder) / image[key]
 
 

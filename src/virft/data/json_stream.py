@@ -43,8 +43,22 @@ def elements(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 def not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
-    """What to say of a text file in another encoding."""
+    """What to say of a file that should hold text: packed, or in another encoding."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed:
+        return f"{path}: packed by gzip, not text: unpack it (gunzip) and name what comes out"
     return f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x}): save it as UTF-8"
+
+
+def beyond_reading(error: RecursionError | ValueError) -> str:
+    """What to say of JSON that Python's reader gives up on, though it may be valid."""
+    too = (
+        "brackets are nested too deeply"
+        if isinstance(error, RecursionError)
+        else "a number has too many digits"
+    )
+    return f"cannot be read as JSON: {too}"
 
 
 class _Cursor:
@@ -117,6 +131,8 @@ class _Cursor:
                 if self.ended or not cut:
                     self.position = error.pos
                     self.fail(error.msg)
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{self.path} line {self.line()}: {beyond_reading(error)}") from None
             else:
                 # A number at the very end of the window may go on, as "1." or "1e-" may.
                 rest = self.text[end : end + CUT_MARGIN]
@@ -144,9 +160,13 @@ class _Cursor:
         self.lines += self.text.count("\n", 0, self.position)
         self.text, self.position = self.text[self.position :] + more, 0
 
+    def line(self) -> int:
+        """The line of the cursor, counted from 1."""
+        return self.lines + self.text.count("\n", 0, self.position)
+
     def fail(self, why: str) -> None:
         where = self.passed + self.position
-        line = self.lines + self.text.count("\n", 0, self.position)
+        line = self.line()
         ends = self.position >= len(self.text) - 1 or why.startswith("Unterminated string")
         cut = " (the file ends there: is it cut short?)" if ends else ""
         raise UserError(f"{self.path} line {line}: not valid JSON at character {where}: {why}{cut}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from virft import prompts
+from virft.data.json_stream import beyond_reading
 from virft.errors import UserError
 from virft.types import Box, Sample
 
@@ -116,6 +117,8 @@ def _decode(path: Path, content: bytes) -> dict[str, Any]:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: {beyond_reading(error)}") from None
     if not isinstance(record, dict):
         raise UserError(
             f'{path}: must hold an object with "shapes" and "text", got a {type(record).__name__}'

@@ -75,17 +75,23 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {error.lineno}: not valid JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: {json_stream.beyond_reading(error)}") from None
 
 
 def four_numbers(values: Any) -> tuple[float, float, float, float]:
-    """A box's four numbers, whatever they mean; they may be written as text.
+    """A box's four numbers, whatever they mean; each may be written as text.
 
     Raises:
         ValueError: there are not four, or one is no number.
     """
     try:
+        if isinstance(values, str | dict) or any(isinstance(value, bool) for value in values):
+            raise ValueError
         first, second, third, fourth = (float(value) for value in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"a box is four numbers, got {str(values)[:80]}") from None
     return first, second, third, fourth
 
@@ -119,6 +125,8 @@ def _json_lines(file: TextIO, path: Path) -> Iterator[Record]:
             if line_number == 1 and (named := _known_document(path)):
                 raise UserError(f"{path}: {named}") from None
             raise UserError(f"{path} line {line_number}: not valid JSON: {error.msg}") from None
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"{path} line {line_number}: {json_stream.beyond_reading(error)}") from None
         yield _object(row, path, next(numbers))
 
 

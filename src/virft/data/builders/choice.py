@@ -95,6 +95,11 @@ def choose(index: Index, choice: Choice) -> Chosen:
                 short.append((names[category], len(pairs)))
     elif choice.rows:
         wanted = choice.rows - round(choice.rows * choice.negatives)
+        if not wanted:
+            raise UserError(
+                f"--rows {choice.rows} with --negatives {choice.negatives} leaves no row with boxes: raise "
+                "--rows"
+            )
         every = (pair for category in choice.categories for pair in _of_category(index, category))
         _keep(index, _smallest(every, wanted, choice.seed, names))
     else:

@@ -22,18 +22,27 @@ from virft.data.builders.output import (
     combined_fingerprint,
     fingerprint,
     is_built,
+    listing_sha256,
     naming_disk_faults,
     working_folder,
     write_manifest,
 )
 from virft.data.builders.progress import Stage, silent
-from virft.data.builders.readers import READERS, TABLE_SPACES, image_size
+from virft.data.builders.readers import (
+    READERS,
+    TABLE_SPACES,
+    image_size,
+    label_files,
+    yolo_folders,
+    yolo_settings,
+)
 from virft.data.builders.rules import BoxRules
+from virft.data.classification import image_files
 from virft.data.coco import choose_categories, shown
 from virft.data.sources import read_table
 from virft.errors import UserError
 
-ANNOTATION_SUFFIXES = (".txt", ".xml", ".yaml")
+ANNOTATION_SUFFIXES = (".txt", ".xml")
 CHUNK = 1_000
 """Images whose rows one worker makes at once."""
 
@@ -95,6 +104,10 @@ class DetectionSettings:
                 )
             if not 0 < low <= high:
                 raise UserError("--min_pixels must be positive and not above --max_pixels")
+        elif self.min_pixels is not None or self.max_pixels is not None:
+            raise UserError(
+                f"--min_pixels and --max_pixels are of --coordinates abs_resized, not of {self.space}"
+            )
         Choice((), self.shots, self.rows, self.negatives, self.seed)
 
     def manifest(self) -> dict[str, Any]:
@@ -106,6 +119,15 @@ class DetectionSettings:
 
     def _fingerprint(self) -> dict[str, Any]:
         """Of the annotations: a folder's images may be many gigabytes."""
+        if self.kind == "yolo":
+            # Its labels and images may stand anywhere; an image without a label file is a source as well.
+            images, labels = yolo_folders(self.source, self.image_folder, self.split)
+            made = combined_fingerprint(labels, label_files(labels))
+            made["images_sha256"] = listing_sha256(
+                (image.relative_to(images).as_posix(),) for image in image_files(images)
+            )
+            settings = yolo_settings(self.source)
+            return {"path": self.source.as_posix(), "settings": fingerprint(settings), "labels": made}
         if not self.source.is_dir():
             return fingerprint(self.source)
         return combined_fingerprint(

@@ -100,6 +100,10 @@ class Index:
             raise UserError(
                 f"{source}: two {what} entries have the same id{self._twin(what, groups)}"
             ) from error
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{source}: {error.object!r} is not UTF-8 text, so no file of rows can hold it: rename it"
+            ) from None
 
     def _twin(self, what: str, groups: dict[type, list[tuple]]) -> str:
         """The id that stands twice, for the message."""

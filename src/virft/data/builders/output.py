@@ -98,10 +98,9 @@ class Target:
                 count = self._write(unfinished, rows, like)
                 if describe:
                     describe(count, unfinished)
-        except BaseException:
+        finally:
             if not stood and not self.path.exists():
                 self.manifest.unlink(missing_ok=True)
-            raise
         return count
 
     def _write(self, path: Path, rows: Iterable[Mapping[str, Any]], like: Mapping[str, Any] | None) -> int:
@@ -122,7 +121,11 @@ class Target:
 
 @lru_cache(maxsize=16)  # the rows of one image follow one another
 def _relative(image: Path, folder: Path) -> str:
-    if not image.is_file():
+    try:
+        there = image.is_file()
+    except OSError as error:  # a name longer than any file's
+        raise UserError(f"{str(image)[:200]}: {error.strerror}; is --image_folder right?") from None
+    if not there:
         raise UserError(f"{image}: no such image; is --image_folder right?")
     relative = relative_path(image, folder)
     if not relative.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in relative):
@@ -319,7 +322,7 @@ def combined_fingerprint(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
     """Path of a folder, number and size of some files in it, and one SHA-256 of their names and contents."""
     total, count, size = hashlib.sha256(), 0, 0
     for file in sorted(files):
-        total.update(f"{file.relative_to(folder).as_posix()}\0{_sha256(file)}\n".encode())
+        total.update(os.fsencode(f"{file.relative_to(folder).as_posix()}\0{_sha256(file)}\n"))
         count += 1
         size += file.stat().st_size
     return {"path": folder.as_posix(), "files": count, "bytes": size, "sha256": total.hexdigest()}

@@ -12,6 +12,7 @@ set, drop VOC's ``difficult`` flag, and lose the line that a bad box stands on.
 from __future__ import annotations
 
 import math
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from virft.data.coco import image_path
 from virft.data.records import four_numbers, read_text, records
 from virft.errors import UserError
 from virft.image_header import shown_size
+
+LARGEST_SIDE = 1 << 31
+"""Pixels; no format of images counts as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,12 @@ def _coco_image(item: Mapping[str, Any]) -> ImageEntry:
     # Images come before categories in LVIS's files, so its images are known by their own key.
     lvis = "neg_category_ids" in item
     path = image_path(item, "", lvis).as_posix()
+    number = _id(item, "id")
     width, height = (_side(item.get(side)) for side in ("width", "height"))
     if not lvis:
-        return ImageEntry(str(item["id"]), path, width, height)
+        return ImageEntry(number, path, width, height)
     return ImageEntry(
-        str(item["id"]),
+        number,
         path,
         width,
         height,
@@ -112,10 +117,29 @@ def _coco_image(item: Mapping[str, Any]) -> ImageEntry:
     )
 
 
+def _id(item: Mapping[str, Any], key: str) -> str:
+    """An id as text; tables write whole numbers as 1.0. Raises ValueError for what is none, KeyError."""
+    value = item[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"its {key} must be a whole number or text, got {str(value)[:40]}")
+    return str(value)
+
+
+def _coco_category(item: Mapping[str, Any]) -> CategoryEntry:
+    synonyms = item.get("synonyms") or ()
+    if not isinstance(synonyms, list | tuple) or not all(isinstance(name, str) for name in synonyms):
+        raise ValueError(f"its synonyms must be a list of names, got {str(synonyms)[:40]}")
+    return CategoryEntry(_id(item, "id"), _named(item["name"]), tuple(synonyms))
+
+
 def _side(value: Any) -> int | None:
     """A side in pixels, None where the source does not say. Raises ValueError for what is no number."""
     try:
-        return round(float(value)) or None
+        side = round(float(value))
+        if abs(side) < LARGEST_SIDE:
+            return side or None
     except TypeError:
         if value is None:
             return None
@@ -127,11 +151,17 @@ def _side(value: Any) -> int | None:
 def _coco_box(item: Mapping[str, Any]) -> BoxEntry:
     return BoxEntry(
         f"annotation {item.get('id', 'without id')}",
-        str(item["image_id"]),
-        str(item["category_id"]),
+        _id(item, "image_id"),
+        _id(item, "category_id"),
         four_numbers(item["bbox"]),
-        bool(int(item.get("iscrowd") or 0)),
+        _crowd(item.get("iscrowd")),
     )
+
+
+def _crowd(value: Any) -> bool:
+    if value in (None, 0, 1, "", "0", "1"):
+        return value in (1, "1")
+    raise ValueError(f"its iscrowd must be 0 or 1, got {str(value)[:40]}")
 
 
 def _named(name: Any) -> str:
@@ -146,9 +176,7 @@ _COCO_SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], Entry]] = MappingProx
     {
         "images": _coco_image,
         "annotations": _coco_box,
-        "categories": lambda item: CategoryEntry(
-            str(item["id"]), _named(item["name"]), tuple(item.get("synonyms") or ())
-        ),
+        "categories": _coco_category,
     }
 )
 
@@ -168,16 +196,8 @@ def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_
     Raises:
         UserError: no names, no image folder, a label file without its image, a line that is not numbers.
     """
-    import yaml
-
-    settings_path = path if path.is_file() else path / "data.yaml"
-    if not settings_path.is_file():
-        raise UserError(f"{settings_path}: no such file; a YOLO set needs a data.yaml with its class names")
-    try:
-        settings = yaml.safe_load(read_text(settings_path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{settings_path}: not valid YAML ({' '.join(str(error).split())})") from None
-    names = settings.get("names") if isinstance(settings, dict) else None
+    settings_path = yolo_settings(path)
+    names = _yolo_yaml(settings_path).get("names")
     if not isinstance(names, list | dict) or not names:
         raise UserError(f"{settings_path}: 'names' must list the class names")
     for number, name in names.items() if isinstance(names, dict) else enumerate(names):
@@ -185,12 +205,9 @@ def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_
             yield CategoryEntry(str(number), _named(name))
         except ValueError as error:
             raise UserError(f"{settings_path}: class {number}: {error}; put it in quotes") from None
-    images = image_folder or _yolo_images(settings_path, settings, split)
-    labels = _sibling(images, "images", "labels")
-    if not labels.is_dir():
-        raise UserError(f"{labels}: no such folder; the labels of {images} stand there")
+    images, labels = yolo_folders(path, image_folder, split)
     # A list of classes that LabelImg puts among the labels belongs to no image.
-    stems = {file.relative_to(labels).with_suffix("") for file in labels.rglob("*.txt")}
+    stems = {file.relative_to(labels).with_suffix("") for file in label_files(labels)}
     unread = {stem for stem in stems if stem.name != "classes"}
     found = image_files(images)
     if not found:
@@ -208,6 +225,52 @@ def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_
         )
 
 
+def yolo_settings(path: Path) -> Path:
+    """The ``data.yaml`` of a YOLO set, which is given by it or by its folder. Raises UserError for none."""
+    settings = path / "data.yaml" if path.is_dir() else path
+    if not settings.is_file():
+        raise UserError(f"{settings}: no such file; a YOLO set needs a data.yaml with its class names")
+    return settings
+
+
+def _yolo_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def yolo_folders(path: Path, image_folder: Path | None, split: str | None) -> tuple[Path, Path]:
+    """The folders of images and of labels of a split of a YOLO set, see :func:`yolo`.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    settings = yolo_settings(path)
+    images = _whole(image_folder or _yolo_images(settings, _yolo_yaml(settings), split or "train"))
+    labels = _sibling(images, "images", "labels")
+    for folder, what in ((images, "the images"), (labels, f"the labels of {images}")):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; {what} stand there")
+    return images, labels
+
+
+def _whole(folder: Path) -> Path:
+    """The absolute path: relative ones are taken from another folder later. Links stay: where one leads, no
+    folder need be called images."""
+    return Path(os.path.abspath(folder))
+
+
+def label_files(labels: Path) -> Iterator[Path]:
+    """The label files in a folder of a YOLO set and below it."""
+    return (file for file in labels.rglob("*.txt") if file.is_file())
+
+
 def _yolo_images(settings_path: Path, settings: Mapping[str, Any], split: str) -> Path:
     if not isinstance(settings.get(split), str):
         raise UserError(
@@ -216,7 +279,7 @@ def _yolo_images(settings_path: Path, settings: Mapping[str, Any], split: str) -
     root = settings_path.parent / str(settings.get("path") or ".")
     for base in (root, settings_path.parent):
         if (base / settings[split]).is_dir():
-            return (base / settings[split]).resolve()
+            return base / settings[split]
     raise UserError(f"{settings_path}: {split}: {settings[split]} is not a folder; pass --image_folder")
 
 
@@ -253,7 +316,7 @@ def voc(path: Path, image_folder: Path | None = None, split: str | None = None, 
     Raises:
         UserError: a folder is missing, an XML file is not readable or lacks a key.
     """
-    annotations, images = path / "Annotations", image_folder or path / "JPEGImages"
+    annotations, images = path / "Annotations", _whole(image_folder or path / "JPEGImages")
     for folder in (annotations, images):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; a VOC set has Annotations and JPEGImages")
@@ -302,7 +365,7 @@ def _voc_files(path: Path, annotations: Path, split: str | None) -> list[Path]:
 
 def _voc_box(file: Path, number: int, item: ElementTree.Element) -> BoxEntry:
     name, corners = item.findtext("name"), item.find("bndbox")
-    if not name or corners is None:
+    if not name or not name.strip() or corners is None:
         raise ValueError(f"object {number} has no name or no bndbox")
     x1, y1, x2, y2 = (float(corners.findtext(key) or math.nan) for key in ("xmin", "ymin", "xmax", "ymax"))
     hard = (item.findtext("difficult") or "0").strip() == "1"
@@ -342,14 +405,14 @@ def table(path: Path, image_folder: Path, box_space: str = "pixels", **_: Any) -
     images: dict[str, tuple[int, int]] = {}
     names: set[str] = set()
     for number, row in enumerate(records(path)):
-        image = _column(path, number, row, IMAGE_COLUMNS, "the image")
-        if not isinstance(image, str) or not image.strip():
-            raise UserError(f"{path} row {number}: its image must be a path, got {image!r}")
         try:
+            image = _column(row, IMAGE_COLUMNS, "the image")
+            if not isinstance(image, str) or not image.strip():
+                raise ValueError(f"its image must be a path, got {image!r}")
             if image not in images:
                 images[image] = _table_size(image_folder / image, row)
                 yield ImageEntry(image, image, *images[image])
-            name = _column(path, number, row, CATEGORY_COLUMNS, "the category")
+            name = _column(row, CATEGORY_COLUMNS, "the category")
             if name in (None, ""):
                 continue
             name = _named(name)
@@ -389,13 +452,11 @@ def _table_box(row: Mapping[str, Any], space: str) -> tuple[Sequence[float], str
     raise ValueError(f"no box: columns x1, y1, x2, y2, or x, y, width, height, or {', '.join(BOX_COLUMNS)}")
 
 
-def _column(path: Path, number: int, row: Mapping[str, Any], columns: tuple[str, ...], what: str) -> Any:
+def _column(row: Mapping[str, Any], columns: tuple[str, ...], what: str) -> Any:
     for column in columns:
         if column in row:
             return row[column]
-    raise UserError(
-        f"{path} row {number}: no column for {what}: one of {', '.join(columns)}, but it has {', '.join(row)}"
-    )
+    raise ValueError(f"no column for {what}: one of {', '.join(columns)}, but it has {', '.join(row)}")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -411,7 +472,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return shown_size(image)
     except FileNotFoundError:
         raise UserError(f"{path}: no such image; is --image_folder right?") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error})") from error
 
 
