@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from shared_prefix_cases import image, sharpen
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
@@ -73,7 +73,7 @@ def build(
     model: str,
     output: Path,
     *,
-    adapter: list[str] | None = None,
+    adapter: list[str] | PeftConfig | None = None,
     freeze_vision: bool = False,
     counts: tuple[int, ...] = (1,),
     rewards: Any = None,
@@ -86,6 +86,8 @@ def build(
         seen.append([list(ids) for ids in completion_ids])
         return [float(sum(ids) % 7) for ids in completion_ids]
 
+    if isinstance(adapter, list):
+        adapter = LoraConfig(r=4, target_modules=adapter, lora_dropout=0.0)
     trainer_class, config_class = CLASSES[which]
     defaults = DEFAULTS | {"use_cpu": "deepspeed" not in settings, "output_dir": str(output)}
     args = config_class(**(defaults | settings))
@@ -97,7 +99,7 @@ def build(
         train_dataset=data,
         eval_dataset=data.select(range(3)) if args.eval_strategy != "no" else None,
         processing_class=AutoProcessor.from_pretrained(model, padding_side="left"),
-        peft_config=LoraConfig(r=4, target_modules=adapter, lora_dropout=0.0) if adapter else None,
+        peft_config=adapter,
     )
     if freeze_vision:
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig
 from shared_prefix_runs import DEFAULTS, build, run, sharpened
-from transformers import Qwen2VLConfig
+from transformers import GenerationMixin, Qwen2VLConfig
 from trl import GRPOConfig
 
 from virft.errors import UserError
@@ -50,6 +52,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "one micro-batch": {"steps_per_generation": 1, "gradient_accumulation_steps": 1},
     "dapo": {"loss_type": "dapo"},
     "LoRA": {"adapter": ["q_proj", "v_proj", "qkv"]},
+    "a merger of its own": {
+        "adapter": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["merger"]),
+    },
+    "no LoRA, in the vision tower alone": {
+        "adapter": IA3Config(target_modules=["qkv"], feedforward_modules=[])
+    },
     "LoRA, frozen vision, checkpointing": {"adapter": ["q_proj", "v_proj"], "gradient_checkpointing": True},
     "frozen vision": {"freeze_vision": True},
     "reentrant checkpointing": {
@@ -73,6 +81,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "no reference": {"beta": 0.0},
     "one or two images": {"counts": (1, 2)},
     "text alone": {"counts": (0,)},
+    "no longest reply": {"max_completion_length": None},
     "expanded cache": {"shared_prefix_cache": "expanded"},
     "dense mask": {"shared_prefix_attention": "dense"},
     "TRL samples": {"generation_kwargs": {"use_cache": True}},
@@ -92,6 +101,24 @@ def test_the_run_is_that_of_trl(models: dict[str, str], tmp_path: Path, name: st
     assert_same(stock, shared)
     if shared["trainer"].sharing.logps == "packed":
         assert shared["trainer"].self_check["largest"] < 1e-5
+
+
+@pytest.mark.slow
+def test_generate_of_the_user_s_own_samples(models: dict[str, str], tmp_path: Path) -> None:
+    """One that stands in the place of the model's, or of its class's, is asked as TRL asks it."""
+    reply = torch.tensor([list(range(40, 52))])
+
+    def same(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([input_ids, reply.repeat(len(input_ids), 1)], 1)
+
+    for place in ("model", "class"):
+        trainer, seen = build("shared", models["2"], tmp_path, max_steps=1)
+        owner = trainer.model if place == "model" else GenerationMixin
+        with mock.patch.object(owner, "generate", side_effect=same) as generate:
+            trainer.train()
+            assert generate.call_count == 1
+        assert seen == [reply.tolist() * 16]
+    assert "generate" not in vars(trainer.model)
 
 
 @pytest.mark.slow
@@ -260,6 +287,7 @@ def model_config(attention: str = "sdpa", **text: Any) -> Qwen2VLConfig:
         ({"per_device_train_batch_size": 4, "num_generations": 8}, "packed", "shared", Units(4, 8)),
         ({"shared_prefix_cache": "static"}, "packed", "static", Units(4, 4)),
         ({"shared_prefix": False}, "off", "trl", Units(4, 4)),
+        ({"shared_prefix_cache": "static", "max_completion_length": None}, "packed", "expanded", Units(4, 4)),
         ({"use_vllm": True}, "packed", "trl", Units(4, 4)),
         ({"cache_implementation": "static"}, "packed", "trl", Units(4, 4)),
         ({"generation_kwargs": {"num_beams": 2}}, "packed", "trl", Units(4, 4)),

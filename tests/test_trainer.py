@@ -445,7 +445,7 @@ def test_sampling_ignores_the_model_s_own_greedy_settings(
     run.save_model(str(tmp_path / "saved"))
     assert GenerationConfig.from_pretrained(tmp_path / "saved").top_k == 1  # not replaced by training's
     run.generation_config.top_k = None  # then the model's would be taken
-    with pytest.raises(AssertionError, match="top_k"):
+    with pytest.raises(UserError, match="sampling would use top_k 1"):
         run._check_sampling()
 
 

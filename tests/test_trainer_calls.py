@@ -252,3 +252,65 @@ def test_arguments_may_be_left_out(tiny_qwen2_vl: Path, tmp_path: Path, monkeypa
 def test_a_stream_is_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="streamed"):
         VisualRFTTrainer(str(tiny_qwen2_vl), words, settings(tmp_path), dataset().to_iterable_dataset())
+
+
+@pytest.mark.parametrize("solution", [3, ["a", "b"], {"x": 1}, None])
+def test_solutions_of_any_kind(solution: Any, tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    """A column of that name belongs to the user's own reward; nothing else may stumble over it."""
+    seen: list[Any] = []
+
+    def look(completions: Any, solution: list, **columns: Any) -> list[float]:
+        seen.extend(solution)
+        return words(completions)
+
+    rows = dataset().add_column("solution", [solution] * 6)
+    rows = rows.add_column("image_sizes", [[[56, 56]]] * 6)
+    trainer = VisualRFTTrainer(str(tiny_qwen2_vl), look, settings(tmp_path), rows)
+    assert changed(trainer)
+    assert seen == [solution] * 4
+
+
+@pytest.mark.parametrize("column", ["image", "images", None])
+def test_evaluation_with_a_metric_takes_the_rows_of_training(
+    column: str | None, tiny_qwen2_vl: Path, tmp_path: Path
+) -> None:
+    """Rows in any form, prompted by the same chat template and the same settings of it."""
+    rows = dataset(column, count=3).add_column("number", [0, 1, 2])
+    args = settings(tmp_path, chat_template_kwargs={"mood": "kindly"})
+    trainer = VisualRFTTrainer(
+        str(tiny_qwen2_vl), words, args, rows, rows,
+        metric=lambda found, replies: {"sum": sum(row["number"] for row in found), "replies": len(replies)},
+    )  # fmt: skip
+    processor = trainer.processing_class
+    processor.chat_template = processor.chat_template.replace("assistant\n", "assistant {{ mood }}\n")
+    held_out = trainer._text([{"role": "user", "content": "Look."}], [])
+    assert held_out.endswith("<|im_start|>assistant kindly\n")
+    assert trainer.evaluate() == {"eval_sum": 3.0, "eval_replies": 3.0}
+
+
+def test_replies_of_any_length(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    args = settings(tmp_path, max_completion_length=None, inject_solution=True, max_steps=1)
+    trainer = VisualRFTTrainer(
+        str(tiny_qwen2_vl), words, args, dataset(), target=lambda row: "a long one " * 9
+    )
+    assert changed(trainer)
+    assert trainer.state.log_history[0]["injected_ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "said"),
+    [
+        ({}, {"train_dataset": None}, "train_dataset is missing"),
+        ({"inject_solution": True}, {}, "inject_solution needs target"),
+        ({"top_k": None}, {}, r"sampling would use top_k 50, asked for is None .* --top_k 0"),
+        ({}, {"processing_class": "tokenizer"}, "must be the processor of .* got a TokenizersBackend"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    options: dict, others: dict, said: str, tiny_qwen2_vl: Path, tmp_path: Path
+) -> None:
+    if "processing_class" in others:
+        others = {"processing_class": AutoTokenizer.from_pretrained(tiny_qwen2_vl)}
+    others = {"train_dataset": dataset()} | others
+    with pytest.raises(UserError, match=said):
+        VisualRFTTrainer(str(tiny_qwen2_vl), words, settings(tmp_path, **options), **others)

@@ -12,7 +12,7 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 
 from virft.errors import UserError
-from virft.images import open_rgb
+from virft.images import images_of, open_rgb
 
 Metric = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], Mapping[str, float]]
 
@@ -65,7 +65,7 @@ class GreedyEvaluation:
         if isinstance(rows, str):  # one of several sets
             rows = self.eval_dataset[rows]
         replies = self.answers(rows)
-        words = rows.remove_columns([c for c in ("images", "prompt") if c in rows.column_names])
+        words = rows.remove_columns([c for c in ("image", "images", "prompt") if c in rows.column_names])
         found = self.metric(list(words), replies)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         self.log(dict(metrics))
@@ -93,15 +93,8 @@ class GreedyEvaluation:
         return gather_object(replies)[: len(rows)]
 
     def _answer(self, rows: Sequence[Mapping[str, Any]], model: Any) -> list[str]:
-        images = [[open_rgb(image) for image in row["images"]] for row in rows]
-        texts = [
-            self.processing_class.apply_chat_template(
-                prepare_multimodal_messages(row["prompt"], images=own),
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for row, own in zip(rows, images, strict=True)
-        ]
+        images = [[open_rgb(image) for image in images_of(row)] for row in rows]
+        texts = [self._text(row["prompt"], own) for row, own in zip(rows, images, strict=True)]
         inputs = self.processing_class(
             text=texts,
             images=images if any(images) else None,
@@ -112,6 +105,17 @@ class GreedyEvaluation:
         tokens = model.generate(**inputs, generation_config=self._greedy())
         return self.processing_class.batch_decode(
             tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+
+    def _text(self, prompt: Any, images: list) -> str:
+        """A prompt as the model reads it, by the settings of training."""
+        if isinstance(prompt, str):
+            return prompt
+        return self.processing_class.apply_chat_template(
+            prepare_multimodal_messages(prompt, images=images),
+            tokenize=False,
+            add_generation_prompt=True,
+            **getattr(self, "chat_template_kwargs", {}),
         )
 
     def _greedy(self) -> GenerationConfig:

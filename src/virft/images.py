@@ -13,6 +13,13 @@ from virft.errors import UserError
 from virft.image_header import orientation, refuse_deep
 
 
+def images_of(row: Mapping[str, Any]) -> list[Any]:
+    """The images of a row as they are: its column ``images``, else ``image``; [] where it has none."""
+    if "images" not in row and row.get("image") is not None:
+        return [row["image"]]
+    return list(row.get("images") or ())
+
+
 def open_rgb(source: str | Path | Mapping[str, Any] | Image.Image) -> Image.Image:
     """An image decoded and converted to RGB (alpha is dropped, palettes and grey levels are expanded), turned
     the right way up where EXIF says how the camera was held.

@@ -29,7 +29,7 @@ class InjectsSolutions:
                 continue
             text = self.target(row)
             tokens = [*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id]
-            if len(tokens) <= self.max_completion_length:
+            if self.max_completion_length is None or len(tokens) <= self.max_completion_length:
                 completion_ids[place] = tokens
                 completions[place] = [{"role": "assistant", "content": text}]
                 self._injected[place] = True

@@ -38,8 +38,11 @@ class SpaceProbe:
         """Take in replies to rows (``solution``, ``image_sizes``); those without boxes do not count."""
         for row, reply in zip(rows, replies, strict=True):
             sizes = row.get("image_sizes") or ()
-            said, truth = _boxes(reply), _boxes(row.get("solution") or "")
-            if len(sizes) != 1 or not said or not truth:
+            solution = row.get("solution")  # of the user's own rewards it may be anything
+            if len(sizes) != 1 or not isinstance(solution, str):
+                continue
+            said, truth = _boxes(reply), _boxes(solution)
+            if not said or not truth:
                 continue
             size = (sizes[0][0], sizes[0][1])
             model_size = resized(size, *self.limits)

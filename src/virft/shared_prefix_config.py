@@ -149,6 +149,9 @@ def decide(
         notes.append("a packed row would change the mixture-of-experts loss")
     if logps == "packed" and train.forward == 1:
         notes.append(f"nothing to share in micro-batches of {batch} with {group} replies a prompt")
+    if generation == "static" and not args.max_completion_length:
+        generation = "expanded"
+        notes.append("a static cache needs --max_completion_length")
     reason = _other_generation(args, train)
     if reason:
         generation = "trl"

@@ -85,16 +85,15 @@ def generate(
             use_cache=True,
             **images,
         )
-    room = input_ids.shape[1] + (generation_config.max_new_tokens or generation_config.max_length)
-    past = _shared_out(prefix, attention_mask[:, :-1], replies, cache, model, room)
+    longest = generation_config.max_new_tokens or generation_config.max_length or 0
+    past = _shared_out(prefix, attention_mask[:, :-1], replies, cache, model, input_ids.shape[1] + longest)
     core.rope_deltas = offset.repeat_interleave(replies, 0)
     generation_config = copy.copy(generation_config)
     generation_config.cache_implementation = None  # the cache is given
     if cache == "static":  # TRL's configuration forbids the compilation that fixed buffers are for
         generation_config.disable_compile = input_ids.device.type != "cuda"
     with past.active() if isinstance(past, SharedPrefixCache) else nullcontext():
-        return type(model).generate(
-            model,
+        return model.generate(
             input_ids=input_ids.repeat_interleave(replies, 0),
             attention_mask=attention_mask.repeat_interleave(replies, 0),
             position_ids=positions.repeat_interleave(replies, 1),

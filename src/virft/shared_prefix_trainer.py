@@ -30,6 +30,20 @@ from virft.shared_prefix_generation import generate
 from virft.shared_prefix_vision import RowImages, SharedVision, is_frozen
 
 
+@contextmanager
+def _generate_of(model: PreTrainedModel, function: Any) -> Iterator[Any]:
+    """Within it ``model.generate`` is ``function``, or its class's where that is None; gives what it was."""
+    before = model.__dict__.pop("generate", None)
+    if function is not None:
+        model.generate = function
+    try:
+        yield before
+    finally:
+        model.__dict__.pop("generate", None)
+        if before is not None:
+            model.generate = before
+
+
 class SharedPrefixGRPOTrainer(GRPOTrainer):
     """:class:`trl.GRPOTrainer` that encodes a group's image and prompt once; arguments are TRL's.
 
@@ -154,7 +168,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             plain = not (
                 self.is_deepspeed_enabled or self.is_fsdp_enabled or getattr(model, "is_quantized", False)
             )
-            with torch.inference_mode() if plain else nullcontext():
+            with _generate_of(model, own), torch.inference_mode() if plain else nullcontext():
                 return generate(
                     model,
                     unit,
@@ -167,11 +181,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                     **options,
                 )
 
-        model.generate = shared
-        try:
+        with _generate_of(model, shared) as own:
             yield
-        finally:
-            del model.generate
 
     def _reuse_features(self, model: PreTrainedModel, sampling: bool = False) -> bool:
         """Whether features of the vision tower may be computed once for several passes.
@@ -390,14 +401,17 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         unit, mask = self.sharing.train.forward, batch["completion_mask"]
         first = int(mask.view(-1, unit, mask.shape[1]).sum((1, 2)).argmax()) * unit
         at = slice(first, first + unit)
-        images = None if self._raw_images is None else self._raw_images.take(range(first, first + unit))
-        inputs = (
+        rows = (
             self.model,
             torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)[at],
             torch.cat([batch["prompt_mask"], mask], 1)[at],
             mask.shape[1],
-            images,
-            batch["mm_token_type_ids"][at] if batch.get("mm_token_type_ids") is not None else None,
+        )
+        kinds = batch["mm_token_type_ids"][at] if batch.get("mm_token_type_ids") is not None else None
+        # Ours as training has them, which may be features computed once; TRL's are patches.
+        ours, raw = (
+            None if images is None else images.take(range(first, first + unit))
+            for images in (self._batch_images, self._raw_images)
         )
         self.model.eval()  # dropout would differ
         try:
@@ -405,8 +419,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 torch.no_grad(),
                 disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             ):
-                packed = self._packed(*inputs, unit=unit)[0].float()
-                stock = self._stock(*inputs)[0].float()
+                packed = self._packed(*rows, ours, kinds, unit=unit)[0].float()
+                stock = self._stock(*rows, raw, kinds)[0].float()
         finally:
             self.model.train()
         half = (

@@ -9,6 +9,8 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
@@ -71,9 +73,12 @@ class SharedVision:
 
 
 def is_frozen(core: torch.nn.Module) -> bool:
-    """No parameter of the vision tower learns and no adapter sits in it, so its features never change."""
+    """No parameter of the vision tower learns and nothing of PEFT's sits in it, so its features never change.
+
+    What PEFT put there does not learn while it is switched off for the reference, hence the second question.
+    """
     return not any(p.requires_grad for p in core.visual.parameters()) and not any(
-        "lora_" in name for name, _ in core.visual.named_modules()
+        isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in core.visual.modules()
     )
 
 

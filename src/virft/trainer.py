@@ -20,7 +20,7 @@ from virft.checkpointing import CarriesManifest
 from virft.errors import UserError
 from virft.grpo_config import VisualRFTConfig
 from virft.held_out import GreedyEvaluation, Metric
-from virft.images import open_rgb
+from virft.images import images_of, open_rgb
 from virft.injection import InjectsSolutions
 from virft.memory import out_of_memory_advice, trainable_table
 from virft.probe import SpaceProbe
@@ -62,7 +62,7 @@ class VisualRFTTrainer(
         others: keyword arguments of :class:`trl.GRPOTrainer`.
 
     Raises:
-        UserError: fewer rows than one generation takes, or an image that cannot be read.
+        UserError: no rows or fewer than one generation takes, no processor, or an image that cannot be read.
     """
 
     def __init__(
@@ -83,8 +83,17 @@ class VisualRFTTrainer(
         if args is None:
             args = VisualRFTConfig(output_dir=f"{Path(name).name}-GRPO")
         check_run(args, train_dataset)
+        if args.inject_solution and target is None:
+            raise UserError(
+                "inject_solution needs target: a function that gives the text of a row's solution"
+            )
         if processing_class is None:
             processing_class = load_processor(name, args)
+        elif not hasattr(processing_class, "image_processor"):
+            raise UserError(
+                f"processing_class must be the processor of a Qwen2-VL or Qwen2.5-VL model, "
+                f"got a {type(processing_class).__name__}"
+            )
         use_cache = isinstance(model, str) or getattr(model.config, "use_cache", True)
         if args.ddp_find_unused_parameters is None:  # TRL's choice is to search for them, in every backward
             args.ddp_find_unused_parameters = False  # here every forward uses all parameters: VisionAlways
@@ -126,7 +135,11 @@ class VisualRFTTrainer(
                 VisionAlways(self.accelerator.unwrap_model(self.ref_model).model)
 
     def _check_sampling(self) -> None:
-        """Assert that what ``generate`` resolves to is what was asked for, not the model's own defaults."""
+        """Refuse that ``generate`` resolves to something else than asked for: to the model's own defaults.
+
+        Raises:
+            UserError: a setting that was left open (None), which the model's own would fill.
+        """
         if self.use_vllm:
             return
         resolved, _ = self.base_model()._prepare_generation_config(self.generation_config)
@@ -141,7 +154,11 @@ class VisualRFTTrainer(
             "use_cache": True,
         } | (self.args.generation_kwargs or {})
         wrong = {k: getattr(resolved, k) for k, v in asked.items() if getattr(resolved, k, None) != v}
-        assert not wrong, f"generation resolved to {wrong}, asked for {asked}"
+        if wrong:
+            raise UserError(
+                "; ".join(f"sampling would use {k} {v}, asked for is {asked[k]}" for k, v in wrong.items())
+                + " (the model's own generation configuration fills what is None); set it, as with --top_k 0"
+            )
         self.sampling = asked
 
     # --- rows and rewards
@@ -175,10 +192,11 @@ class VisualRFTTrainer(
 
         decoded = []
         for row in rows:
+            images = [once(image) for image in images_of(row)]
             if row.get("image") is not None and "images" not in row:
-                decoded.append({**row, "image": once(row["image"])})
+                decoded.append({**row, "image": images[0]})
             else:
-                decoded.append({**row, "images": [once(image) for image in row.get("images") or ()]})
+                decoded.append({**row, "images": images})
         return decoded
 
     def _open(self, image: Any) -> Image.Image:
@@ -261,12 +279,15 @@ def check_run(args: VisualRFTConfig, rows: Any) -> None:
     """Refuse what no run can be made of, before weights are loaded.
 
     Raises:
-        UserError: another configuration than ours, a stream of rows, or fewer rows than one generation takes.
+        UserError: another configuration than ours, no rows, a stream of rows, or fewer rows than one
+            generation takes.
     """
     if not isinstance(args, VisualRFTConfig):
         raise UserError(
             f"args must be a VisualRFTConfig, whose batch counts prompts; got a {type(args).__name__}"
         )
+    if rows is None:
+        raise UserError("train_dataset is missing: the trainer needs rows to learn from")
     if not hasattr(rows, "__len__"):
         raise UserError("rows cannot be streamed: their number must be known; load them with streaming=False")
     if len(rows) < args.prompts_per_generation:
