@@ -55,9 +55,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Build the set that the flags ask for."""
     flags = parser().parse_args(argv)
-    if wrong := [pair for pair in flags.map if "=" not in pair]:
+    pairs = [pair.partition("=") for pair in flags.map]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
         raise UserError(f"--map {wrong[0]}: write OURS=THEIRS, such as problem=question")
-    names = dict(pair.split("=", 1) for pair in flags.map)
+    names = {ours: theirs for ours, _, theirs in pairs}
+    if len(names) < len(pairs):
+        raise UserError("--map names one of our columns twice: name it once")
     settings = {
         "task": flags.task,
         "source": fingerprint(flags.source),

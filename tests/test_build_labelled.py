@@ -17,6 +17,7 @@ from PIL import Image
 from virft import prompts
 from virft.data.builders.own_rows import drafts
 from virft.data.classification import load_coop_split, load_list
+from virft.data.lisa import read_split
 from virft.data.training import load_rows
 from virft.errors import UserError
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
@@ -196,6 +197,42 @@ def test_a_polygon_outside_its_image_is_named(root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, True, "3"])
+def test_points_that_are_no_numbers_are_named(root: Path, tmp_path: Path, number: Any) -> None:
+    lisa(tmp_path / "train", "a", [polygon("target", (number, 10), (60, 10), (60, 50))], ["x"])
+    with pytest.raises(UserError, match=r"a\.json: shape 0 must have two or more points"):
+        read_split(tmp_path / "train")
+
+
+def test_an_annotation_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UserError, match=r"a\.json: cannot be read \(Is a directory\)"):
+        read_split(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows"])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"problem": "half \ud83d"}, "row 1: holds .*, half of a character"),
+        ({"extra": 5}, "a column holds values of several kinds"),
+    ],
+)
+def test_values_that_no_set_can_hold_are_named(
+    root: Path, tmp_path: Path, name: str, column: Mapping[str, Any], message: str
+) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "x.jpg")
+    row = {"image": "x.jpg", "problem": "p", "solution": "<answer>x</answer>", "extra": {"a": 1}}
+    (tmp_path / "mine.json").write_text(json.dumps([row, {**row, **column}]))
+    arguments = ["--source", str(tmp_path / "mine.json"), "--output", str(tmp_path / "o" / name)]
+    if name == "rows.jsonl" and "extra" in column:
+        program(root, "build_rows").main(arguments)
+        return
+    with pytest.raises(UserError, match=message):
+        program(root, "build_rows").main(arguments)
+    assert list((tmp_path / "o").iterdir()) == []
+
+
 def test_a_box_smaller_than_the_grid_is_named(root: Path, tmp_path: Path) -> None:
     points = [(30, 10), (30.02, 10), (30.02, 50)]
     lisa(tmp_path / "train", "a", [polygon("target", *points)], ["x"])
@@ -234,6 +271,10 @@ def test_own_rows_with_other_names_and_pixels(root: Path, tmp_path: Path) -> Non
         main([*arguments, "--overwrite", "--map", "problem=question"])
     with pytest.raises(UserError, match="write OURS=THEIRS"):
         main([*arguments, "--map", "problem"])
+    with pytest.raises(UserError, match="--map =x: write OURS=THEIRS"):
+        main([*arguments, "--map", "=x"])
+    with pytest.raises(UserError, match="one of our columns twice"):
+        main([*arguments, "--map", "problem=problems", "problem=solutions"])
 
 
 @pytest.mark.parametrize(
@@ -271,6 +312,22 @@ def test_own_rows_with_other_names_and_pixels(root: Path, tmp_path: Path) -> Non
         ),
         ({"problem": "p", "solution": "s"}, {"box_space": "abs_resized"}, "--box_space abs_resized"),
         ({"instruction": ["x"], "boxes": []}, {}, "row 1: 'boxes' must be a list that is not empty"),
+        ({"problem": "p", "solution": "s", "task": ["x"]}, {}, "row 1: its task must be text, got ['x']"),
+        (
+            {
+                "problem": "p",
+                "solution": "<answer>(1,2),(3,4)</answer>",
+                "task": "grounding",
+                "coordinates": "pixels",
+            },
+            {},
+            "row 1: its boxes are in pixels, which takes one image",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+            {},
+            "row 1: 'messages' must be one question",
+        ),
     ],
 )
 def test_own_rows_that_cannot_be_read_are_named(record: Mapping, options: Mapping, message: str) -> None:

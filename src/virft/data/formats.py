@@ -115,7 +115,8 @@ def _text(content: Any) -> Any:
     """A message's content as text: parts of type image become marks."""
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         return content
-    return "".join(IMAGE_MARK if part.get("type") == "image" else part.get("text") or "" for part in content)
+    parts = [IMAGE_MARK if part.get("type") == "image" else part.get("text") or "" for part in content]
+    return "".join(parts) if all(isinstance(part, str) for part in parts) else content
 
 
 def _from_turns(record: Record, turns: Sequence[tuple[Any, Any]], column: str) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,8 @@ def read_annotation(path: str | Path) -> Annotation:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     record = _decode(path, content)
     texts, shapes = record.get("text"), record.get("shapes")
     if isinstance(texts, str):
@@ -157,7 +159,8 @@ def _is_point(point: Any) -> bool:
     return (
         isinstance(point, list)
         and len(point) == 2
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in point)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in point)
+        and all(abs(v) <= sys.float_info.max for v in point)  # false for NaN, and for integers beyond floats
     )
 
 

@@ -67,8 +67,16 @@ class Target:
             single: write the only image to the column ``image``; else all of them to ``images``.
 
         Raises:
-            UserError: an image is absent.
+            UserError: an image is absent, or a text is not UTF-8.
         """
+        try:
+            json.dumps([row, [image.name for image in images]], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            letter = error.object[error.start]
+            raise UserError(
+                f"holds {letter!r}, half of a character, which no file of rows can: mend its text or its "
+                "image's name"
+            ) from None
         parts = [
             _relative(image, self.path.parent) if self.kind == "jsonl" else _embedded(image)
             for image in images
@@ -186,8 +194,18 @@ def _write_parquet(path: Path, rows: Iterator[Mapping[str, Any]], features: Any)
 
 def _write_folder(path: Path, rows: Iterator[Mapping[str, Any]], features: Any) -> int:
     import datasets
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
     from datasets.exceptions import DatasetGenerationError
+
+    schema = features.arrow_schema
+
+    def checked() -> Iterator[Mapping[str, Any]]:
+        for row in rows:
+            for key, value in row.items():
+                if key not in ("image", "images"):  # the library's own words for a wrong kind are none
+                    pa.array([value], schema.field(key).type)
+            yield row
 
     cache = path.with_name(f"{path.name}.cache")
     shown = datasets.is_progress_bar_enabled()
@@ -196,7 +214,7 @@ def _write_folder(path: Path, rows: Iterator[Mapping[str, Any]], features: Any) 
         # A fixed fingerprint: the library's own hashes the generator's address, and the same command must
         # give the same bytes.
         dataset = Dataset.from_generator(
-            lambda: rows, features=features, cache_dir=str(cache), fingerprint="0" * 16
+            checked, features=features, cache_dir=str(cache), fingerprint="0" * 16
         )
         DatasetDict({"train": dataset}).save_to_disk(str(path))
         return len(dataset)

@@ -75,6 +75,8 @@ def _draft(row: dict[str, Any], task: str | None, box_space: str, image_folder: 
     space = row.pop("coordinates", None) or box_space
     _check_space(space, "its coordinates")
     task = row.get("task") or task
+    if task is not None and not isinstance(task, str):
+        raise ValueError(f"its task must be text, got {task!r}")
     if task:
         row["task"] = task
     if task in TASKS:
@@ -108,6 +110,8 @@ def _solution(text: str, task: str, box_space: str, images: tuple[Path, ...]) ->
         )
     if task == "classification":
         return solutions.classification(read.value)
+    if box_space != ROW_SPACE and len(images) != 1:
+        raise ValueError(f"its boxes are in {box_space}, which takes one image to measure them by")
     size = image_size(images[0]) if box_space != ROW_SPACE else None
     boxes = [found.box for found in read.value] if task == "detection" else [read.value]
     converted = [convert(box, box_space, ROW_SPACE, image_size=size) for box in boxes]
