@@ -31,6 +31,9 @@ from virft.data.export import (
 from virft.data.training import load_rows
 from virft.errors import UserError, run_program
 
+CUTOFF = 2048
+"""Tokens of a sample in the recipe."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
@@ -45,12 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model_name_or_path", help="also write NAME_lora_sft.yaml for LLaMA-Factory, training this model")
     add("--min_pixels", type=int, help="of the recipe: the reinforcement run's")
     add("--max_pixels", type=int, help="of the recipe: the reinforcement run's")
-    add(
-        "--cutoff_len",
-        type=int,
-        default=2048,
-        help="of the recipe; longer samples are cut (default: %(default)s)",
-    )
+    add("--cutoff_len", type=int, help=f"of the recipe; longer samples are cut (default: {CUTOFF})")
     return flags
 
 
@@ -66,6 +64,11 @@ def main(argv: list[str] | None = None) -> None:
             f"--model_name_or_path writes a recipe for {' or '.join(JSON_LISTS)} and needs --min_pixels and "
             "--max_pixels"
         )
+    given = [name for name in ("min_pixels", "max_pixels", "cutoff_len") if getattr(flags, name) is not None]
+    if given and not recipe:
+        raise UserError(f"--{given[0]} is of the recipe, which --model_name_or_path asks for")
+    if flags.cutoff_len is not None and flags.cutoff_len < 1:
+        raise UserError("--cutoff_len must be at least 1")
     if recipe and not 0 < flags.min_pixels <= flags.max_pixels:
         raise UserError("--min_pixels must be positive and not above --max_pixels")
     if flags.output.resolve() == Path(flags.dataset_name).resolve():
@@ -91,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
                 dataset_dir=str(folder),
                 min_pixels=flags.min_pixels,
                 max_pixels=flags.max_pixels,
-                cutoff=flags.cutoff_len,
+                cutoff=flags.cutoff_len or CUTOFF,
             )
             sys.stdout.write(f"{path}: llamafactory-cli train {path}\n")
 

@@ -250,11 +250,26 @@ def test_an_export_into_a_linked_folder_finds_its_images(root: Path, tmp_path: P
         (["--format", "swift", "--output", "x.json"], "swift is written as .jsonl"),
         (["--format", "openai", "--output", "x.json", "--model_name_or_path", "m"], "needs --min_pixels"),
         (["--format", "swift", "--output", "rows.jsonl"], "is the rows themselves"),
+        (["--format", "openai", "--output", "x.json", "--min_pixels", "9"], "--min_pixels is of the recipe"),
+        (["--format", "openai", "--output", "x.json", "--cutoff_len", "9"], "--cutoff_len is of the recipe"),
     ],
 )
 def test_flags_of_export_that_do_not_fit(root: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         export_program(root)(["--dataset_name", "rows.jsonl", *arguments])
+
+
+def test_an_export_that_fails_leaves_no_images(tmp_path: Path) -> None:
+    image = {"bytes": b"x", "path": "a.png"}
+    row = {"problem": "p", "solution": "s", "images": [image]}
+    out = tmp_path / "out" / "x.jsonl"
+    with pytest.raises(TypeError):
+        export([row, {**row, "extra": object()}], "swift-grpo", out)
+    assert list(out.parent.iterdir()) == []
+    assert export([row], "swift", out) == 1
+    with pytest.raises(TypeError):
+        export([{**row, "extra": object()}], "swift-grpo", out)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["x.jsonl", "x_images"]  # the old ones
 
 
 def test_a_broken_dataset_info_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,18 @@ def test_a_yaml_file_gives_tasks_and_finds_sets_beside_it(folder: Path) -> None:
     assert len(rows) == 12
 
 
+def test_an_image_folder_of_a_yaml_file_stands_beside_it(folder: Path) -> None:
+    (folder / "rows").mkdir()
+    (folder / "a.jsonl").rename(folder / "rows" / "a.jsonl")
+    (folder / "pictures").mkdir()
+    (folder / "x.png").rename(folder / "pictures" / "x.png")
+    (folder / "mix.yaml").write_text("- {name: rows/a.jsonl, image_folder: pictures}\n")
+    assert len(load_mixture([str(folder / "mix.yaml")])) == 10
+    (folder / "mix.yaml").write_text("- {name: rows/a.jsonl, image_folder: nowhere}\n")
+    with pytest.raises(UserError, match="--image_folder nowhere: no such folder"):
+        load_mixture([str(folder / "mix.yaml")])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -125,6 +125,50 @@ def test_a_bad_file_is_refused_in_one_sentence(folder: Path, rows: list, words: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("column", ["task", "context", "completion", "thinking", "coordinates", "system"])
+@pytest.mark.parametrize("value", [5, ["x"], {"a": "x"}])
+def test_columns_with_a_meaning_hold_text(folder: Path, column: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"row 0: '{column}' must be text, got"):
+        load_rows(write(folder, [{**GOOD, column: value}]))
+    assert len(load_rows(write(folder, [{**GOOD, column: None}, {**GOOD, column: "norm1000"}]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"extra": 10**30}], "'extra' cannot be made of rows 0 to 0"),
+        ([{"extra": {"a": 1}}, {"extra": {"a": "x"}}], "'extra' cannot be made of rows 0 to 1"),
+        ([{"extra": "\ud83d"}], r"'extra' holds '\\ud83d', half of a character"),
+        ([{"\ud83d": 1}], "half of a character"),
+        ([{"problem": "\ud83d"}], "'problem' holds"),
+        # Counted over the whole file, not from the start of what is read at once.
+        ([{"extra": 1}] * 4 + [{"extra": "x"}], "row 3 holds int, row 4 holds str"),
+    ],
+)
+def test_values_that_no_column_can_hold_are_named(
+    folder: Path, rows: list, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virft.data.sources.CHUNK", 3)
+    with pytest.raises(UserError, match=words):
+        load_rows(write(folder, [{**GOOD, **row} for row in rows]))
+
+
+@pytest.mark.parametrize("file", ["dataset_dict.json", "state.json", "dataset_info.json", "data-*.arrow"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed"])
+def test_a_folder_that_is_not_whole_is_named(folder: Path, file: str, damage: str) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{**GOOD, "image": str(folder / GOOD["image"])}] * 50)
+    DatasetDict({"train": rows}).save_to_disk(folder / "disk")
+    (path,) = (folder / "disk").rglob(file)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    if damage == "removed":
+        path.unlink()
+    with pytest.raises(UserError, match=r"not whole|neither a folder written by save_to_disk"):
+        load_rows(str(folder / "disk"))
+
+
 def test_missing_things_are_named(folder: Path) -> None:
     for name, words in [
         (folder / "absent.json", "no such file"),
@@ -320,6 +364,12 @@ def test_validate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(load_rows(name)) == 2  # its header is in order
     with pytest.raises(UserError, match="row 1: image .*cut.png is damaged"):
         validate.main([name])
+    Image.effect_noise((64, 64), 50).save(folder / "odd.png")
+    odd = bytearray((folder / "odd.png").read_bytes())
+    odd[odd.index(b"IDAT") - 4 : odd.index(b"IDAT")] = (100).to_bytes(4, "big")
+    (folder / "odd.png").write_bytes(odd)  # its second chunk is none: Pillow calls that a SyntaxError
+    with pytest.raises(UserError, match="row 0: image .*odd.png is damaged"):
+        validate.main([write(folder, [{**good, "image": "odd.png"}])])
     with pytest.raises(UserError, match="rows 1"):
         unreadable = {**good, "problem": "another", "solution": "<answer>[{'Position': [1]}]</answer>"}
         validate.main([write(folder, [good, unreadable])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -80,6 +81,18 @@ def export(rows: Iterable[Row], name: str, output: Path, absolute: bool = False)
     Returns:
         The number of records.
     """
+    images = _images_folder(output)
+    stood = images.exists()
+    try:
+        count = _write(rows, name, output, absolute)
+        stood = True
+    finally:
+        if not stood:
+            shutil.rmtree(images, ignore_errors=True)
+    return count
+
+
+def _write(rows: Iterable[Row], name: str, output: Path, absolute: bool) -> int:
     write = WRITERS[name]
     count = 0
     with (
@@ -101,12 +114,17 @@ def export(rows: Iterable[Row], name: str, output: Path, absolute: bool = False)
     return count
 
 
+def _images_folder(output: Path) -> Path:
+    """Where embedded images are written out."""
+    return output.with_name(f"{output.stem}_images")
+
+
 def _located(image: Any, output: Path, name: str, absolute: bool) -> str:
     """The path of an image, written out first where its bytes are embedded."""
     if isinstance(image, Mapping):
         path = Path(image["path"] or "")
         if image["bytes"] is not None:
-            path = output.with_name(f"{output.stem}_images") / f"{name}{path.suffix or '.png'}"
+            path = _images_folder(output) / f"{name}{path.suffix or '.png'}"
             with replacing(path) as unfinished:
                 unfinished.write_bytes(image["bytes"])
     else:

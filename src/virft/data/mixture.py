@@ -6,7 +6,7 @@ A YAML file lists the sets::
       share: 0.7                    # of the mixed rows; all sets have one, or none
       task: detection               # of rows without a column task
       split: train
-      image_folder: images
+      image_folder: images          # relative to the YAML file as well
 
 Without shares all rows of all sets are taken. With shares no row is repeated: the mixture is the largest in
 which every set has its share, so the set that is scarcest for its share is used up.
@@ -110,8 +110,8 @@ def _yaml_part(path: Path, number: int, entry: Any) -> Part:
     for key in ("task", "split", "image_folder"):
         if not isinstance(entry.get(key, ""), str):
             raise UserError(f"{path}: entry {number}: {key} must be text, got {entry[key]!r}")
-    beside = path.parent / entry["name"]
-    return Part(**{**entry, "name": str(beside) if beside.exists() else entry["name"]})
+    found = {key: path.parent / entry[key] for key in ("name", "image_folder") if entry.get(key)}
+    return Part(**entry | {key: str(beside) for key, beside in found.items() if beside.exists()})
 
 
 def load_mixture(

@@ -61,11 +61,12 @@ def table_of(rows: Iterator[Mapping[str, Any]], name: str) -> pa.Table:
     """
     import pyarrow as pa
 
-    chunks = []
+    chunks, start = [], 0
     while batch := list(itertools.islice(rows, CHUNK)):
         names = dict.fromkeys(key for row in batch for key in row)
-        columns = {key: _column([row.get(key) for row in batch], key, name) for key in names}
+        columns = {key: _column([row.get(key) for row in batch], key, name, start) for key in names}
         chunks.append(pa.table(columns))
+        start += len(batch)
     if not chunks:
         return pa.table({})
     names = dict.fromkeys(key for chunk in chunks for key in chunk.column_names)
@@ -96,14 +97,26 @@ def _joined(chunks: list[pa.Table], key: str, name: str) -> pa.ChunkedArray:
     )
 
 
-def _column(values: list[Any], key: str, name: str) -> pa.Array:
+def _column(values: list[Any], key: str, name: str, start: int = 0) -> pa.Array:
+    """Values of rows ``start`` and following as a column."""
     import pyarrow as pa
 
     try:
+        key.encode()
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        kinds = [(number, type(value).__name__) for number, value in enumerate(values) if value is not None]
-        odd = next((pair for pair in kinds if pair[1] != kinds[0][1]), kinds[0])
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name}: column {key!r} holds {error.object[error.start]!r}, half of a character: mend the text"
+        ) from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        kinds = [(start + n, type(value).__name__) for n, value in enumerate(values) if value is not None]
+        odd = next((pair for pair in kinds if pair[1] != kinds[0][1]), None)
+        if odd is None:  # inside lists or objects, or a number of more than 64 bits
+            why = str(error).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"{name}: column {key!r} cannot be made of rows {kinds[0][0]} to {kinds[-1][0]}: {why}; give "
+                "every row the same kind of values"
+            ) from None
         raise UserError(
             f"{name}: column {key!r} mixes kinds of values: row {kinds[0][0]} holds {kinds[0][1]}, "
             f"row {odd[0]} holds {odd[1]}; give every row the same kind"
@@ -114,7 +127,13 @@ def _read_folder(path: Path, split: str) -> datasets.Dataset:
     from datasets import DatasetDict, load_from_disk
 
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        loaded = load_from_disk(str(path))
+        try:
+            loaded = load_from_disk(str(path))
+        except (OSError, ValueError, KeyError, TypeError) as error:  # whichever of its files is damaged
+            why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(
+                f"{path}: a save_to_disk folder that is not whole ({why}): copy or build it again"
+            ) from None
         if isinstance(loaded, DatasetDict):
             if split not in loaded:
                 raise UserError(

@@ -45,6 +45,9 @@ MISNAMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Column -> names that people give it; used for hints only, never read."""
 
+OPTIONAL_TEXTS = ("system", "task", "context", "completion", "thinking", "coordinates")
+"""Columns with a meaning of their own, of which a row may hold nothing."""
+
 ASKS: Mapping[str, Callable[[str], str]] = MappingProxyType(
     {
         "category": prompts.detection,
@@ -89,8 +92,9 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
     _check_columns(table.column_names, name)
     for column in ("problem", "solution"):
         _check_text(table.column(column), column, name)
-    if "system" in table.column_names:
-        _check_text(table.column("system"), "system", name, optional=True)
+    for column in OPTIONAL_TEXTS:
+        if column in table.column_names:
+            _check_text(table.column(column), column, name, optional=True)
 
     image_column = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
     start = Path(image_folder).expanduser() if image_folder is not None else folder

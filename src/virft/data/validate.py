@@ -83,7 +83,8 @@ def picture_hashes(rows: Any, name: str) -> list[tuple[bytes, ...]]:
                 if key not in known:
                     known[key] = _pixels_digest(image["path"] if embedded is None else io.BytesIO(embedded))
                 digests.append(known[key])
-            except (OSError, ValueError) as error:
+            # Pillow says SyntaxError of a damaged PNG.
+            except (OSError, ValueError, SyntaxError, EOFError) as error:
                 bad.append(number)
                 first = first or f"image {image['path'] or '(embedded)'} is damaged ({error})"
         hashes.append(tuple(digests))
