@@ -21,6 +21,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 from trl import GRPOTrainer
 
+from virft.trainer import VisualRFTTrainer
+
 FAMILIES = {
     modeling_qwen2_vl: ("Qwen2VLModel", "Qwen2VLTextModel", "Qwen2VLAttention"),
     modeling_qwen2_5_vl: ("Qwen2_5_VLModel", "Qwen2_5_VLTextModel", "Qwen2_5_VLAttention"),
@@ -69,6 +71,22 @@ def test_an_overridden_method_has_its_parameters(function: Any, expected: str) -
     assert found == expected.split(), (
         f"seam moved: {function.__qualname__} now takes {found}; see virft.shared_prefix_trainer"
     )
+
+
+def test_our_overrides_take_every_parameter_by_name() -> None:
+    """TRL may call a method anywhere with any of its parameters as a keyword."""
+    checked = 0
+    for kind in VisualRFTTrainer.__mro__[: VisualRFTTrainer.__mro__.index(GRPOTrainer)]:
+        for name, method in vars(kind).items():
+            overridden = getattr(GRPOTrainer, name, None)
+            if not inspect.isfunction(method) or overridden is None or name == "__init__":
+                continue
+            found = inspect.signature(inspect.unwrap(method)).parameters.values()
+            named = {p.name for p in found} if not any(p.kind is p.VAR_KEYWORD for p in found) else None
+            missing = [p for p in parameters(overridden) if named is not None and p not in named]
+            assert not missing, f"{kind.__name__}.{name} does not take {missing} by name"
+            checked += 1
+    assert checked > 10
 
 
 CONTAINED = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import pytest
@@ -16,10 +17,12 @@ from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
+    AutoProcessor,
     AutoTokenizer,
     Qwen2Config,
     TrainerCallback,
 )
+from trl.chat_template_utils import qwen3_vl_chat_template
 
 from virft.errors import UserError
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
@@ -240,6 +243,50 @@ def test_a_rollout_function(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
     trainer = VisualRFTTrainer(str(tiny_qwen2_vl), words, settings(tmp_path), rows, rollout_func=same)
     assert changed(trainer)
     assert trainer.sharing.logps == "off"
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared_prefix", "stock"])
+@pytest.mark.parametrize("column", ["images", None])
+@pytest.mark.parametrize("shown", [False, True], ids=["words", "picture"])
+def test_tools(shown: bool, column: str | None, shared: bool, tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    """The model calls a tool, reads its answer, which may be a picture, and ends its reply."""
+
+    def look(side: int) -> Any:
+        """Looks closely.
+
+        Args:
+            side: Pixels.
+        """
+        picture = {"type": "image", "image": Image.new("RGB", (side, side))}
+        return [picture, {"type": "text", "text": "this"}] if shown else f"{side} pixels"
+
+    processor = AutoProcessor.from_pretrained(tiny_qwen2_vl, padding_side="left")
+    processor.chat_template = processor.tokenizer.chat_template = qwen3_vl_chat_template
+    call = '<tool_call>\n{"name": "look", "arguments": {"side": 56}}\n</tool_call>'
+    end = processor.tokenizer.eos_token_id
+    said = [processor.tokenizer(text)["input_ids"] + [end] for text in (call, "Done!")]
+    turns = 0
+
+    def speak(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        nonlocal turns
+        turns += 1
+        return torch.cat([input_ids, torch.tensor([said[(turns - 1) % 2]] * len(input_ids))], 1)
+
+    seen: list[Any] = []
+
+    def listen(completions: Any, **columns: Any) -> list[float]:
+        seen.extend(completions)
+        return [float(i) for i in range(len(completions))]
+
+    args = settings(tmp_path, max_completion_length=200, max_steps=1, shared_prefix=shared)
+    trainer = VisualRFTTrainer(
+        str(tiny_qwen2_vl), listen, args, dataset(column), processing_class=processor, tools=[look]
+    )
+    with mock.patch.object(trainer.model, "generate", side_effect=speak):
+        trainer.train()
+    assert turns == 2
+    assert [message["role"] for message in seen[0]] == ["assistant", "tool", "assistant"]
+    assert trainer.state.log_history[0]["tools/call_frequency"] == 1
 
 
 def test_arguments_may_be_left_out(tiny_qwen2_vl: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -137,12 +137,12 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         images: list | None,
         multimodal_fields: Mapping,
         num_generations: int,
-        *args: Any,
+        has_tool_images: bool = False,
     ) -> tuple:
         unit = self._units.generation
         if self.sharing.generation == "trl" or unit == 1:
             return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
         fields, shown = dict(multimodal_fields), None
         if "pixel_values" in fields:
@@ -152,7 +152,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 self.accelerator.device
             )
         with self._generating(shown, unit):
-            return super()._generate_single_turn(prompt_ids, images, fields, num_generations, *args)
+            return super()._generate_single_turn(prompt_ids, images, fields, num_generations)
 
     @contextmanager
     def _generating(self, shown: RowImages | None, unit: int) -> Iterator[None]:
