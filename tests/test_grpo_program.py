@@ -91,6 +91,23 @@ def test_the_reference_s_command_means_the_same(tmp_path: Path) -> None:
         ({"dtype": "float61"}, "--dtype float61 is no type"),
         ({"attn_implementation": "spda"}, "--attn_implementation spda is none of"),
         ({"use_peft": "true", "lora_r": 0}, "--lora_r 0"),
+        ({"use_peft": "true", "lora_alpha": 0}, "--lora_alpha 0 must be at least 1"),
+        ({"use_peft": "true", "lora_dropout": 2}, "--lora_dropout 2 must be at least 0 and below 1"),
+        ({"use_peft": "true", "lora_task_type": "NOPE"}, "Invalid task type: 'NOPE'"),
+        ({"use_peft": "true", "lora_target_modules": "q_prj"}, "q_prj is no layer .*did you mean q_proj"),
+        ({"use_peft": "true", "lora_target_modules": "self_attn"}, "self_attn is no layer .*there are .*qkv"),
+        ({"use_peft": "true", "lora_target_modules": ".*nothing"}, "'.*nothing' matches no module"),
+        ({"use_peft": "true", "lora_target_modules": ".*attn"}, "which is no layer that LoRA stands beside"),
+        ({"use_peft": "true", "lora_target_modules": "(q"}, "is no regular expression"),
+        ({"use_peft": "true", "lora_modules_to_save": "lm_hed"}, "lm_hed is no layer .*did you mean lm_head"),
+        ({"lora_r": 8}, "--lora_r without --use_peft true changes nothing"),
+        ({"eval_dataset_name": "x.json"}, "--eval_dataset_name without --eval_strategy changes nothing"),
+        ({"seed": -1}, "--seed -1 must be at least 0"),
+        ({"num_train_epochs": 0}, "--num_train_epochs 0 must be positive"),
+        ({"save_total_limit": -1}, "--save_total_limit -1 must be at least 0"),
+        ({"repetition_penalty": 0}, "--repetition_penalty 0 must be positive"),
+        ({"sync_ref_model": "true", "beta": 0}, "--sync_ref_model needs a reference model"),
+        ({"fsdp": "full_shard"}, "--fsdp shards over several processes"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "--eval_strategy needs --eval_dataset_name"),
         ({"load_best_model_at_end": "true"}, "--load_best_model_at_end needs held-out rows"),
         ({"shared_prefix_cache": "none"}, "--shared_prefix_cache none"),
@@ -107,13 +124,26 @@ def test_bad_input_is_one_sentence_before_any_weights(
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_qwen2_vl, model)
-    (model / "model.safetensors").unlink()  # loading it would be another error
+    # A file of no weights at all: loading it would be another error.
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     argv = flags(model, rows, tmp_path / "out", **options)
     if " " in str(options.get("task", options.get("reward_weights", ""))):
         argv = [part for argument in argv for part in argument.split(" ")]
     with pytest.raises(UserError, match=words) as caught:
         grpo.main([*argv, "--use_cpu", "true"])
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_whole_are_refused_before_they_load(
+    rows: Path, tiny_qwen2_vl: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_qwen2_vl, model)
+    content = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors has .* bytes; copy or download it again"):
+        grpo.main([*flags(model, rows, tmp_path / "out"), "--use_cpu", "true"])
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -538,3 +539,24 @@ def test_a_run_without_a_reply_binds_nobody_to_its_settings(
     with unfinished_run.own_file(folder / "rank-0.jsonl"), pytest.raises(UserError, match="3 then, 6 now"):
         infer.run(questions(pictures, 1), settings(tiny_qwen2_vl, tmp_path))  # somebody is at work there
     assert len(infer.run(questions(pictures, 1), settings(tiny_qwen2_vl, tmp_path))) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    processes: int, tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    samples = questions(pictures, 1)
+    expected = infer.run(samples, settings(tiny_qwen2_vl, tmp_path / "whole"))
+    asked = settings(tiny_qwen2_vl, tmp_path / "cut", processes=processes)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A limit of file sizes is what a full disk is to a program; it holds for the processes started as well.
+    size = (tmp_path / "whole/predictions.jsonl").stat().st_size // (2 * processes)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 1000), before[1]))
+    try:
+        with pytest.raises(UserError, match="no room on the disk .*finished replies are kept"):
+            infer.run(samples, asked)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not Path(asked.output).exists()
+    assert infer.run(samples, asked) == expected

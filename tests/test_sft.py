@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_setup import write_rows
+from training_setup import log_without_times, write_rows
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from virft import sft
@@ -95,6 +95,8 @@ def test_a_run_learns_and_a_resumed_one_is_the_same(rows: Path, tiny_qwen2_vl: P
     sft.main(argv(tiny_qwen2_vl, rows, cut, resume_from_checkpoint="auto", **options))
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    logs = [json.loads((f / "checkpoint-4" / "trainer_state.json").read_text()) for f in (whole, cut)]
+    assert log_without_times(logs[0]) == log_without_times(logs[1])  # the tokens so far as well
 
 
 @pytest.mark.slow

@@ -11,15 +11,18 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from virft import __version__
 from virft.boxes import FAMILY_SPACE, MODEL_SPACES
-from virft.errors import UserError
+from virft.errors import UserError, no_room
 from virft.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -268,6 +271,46 @@ def resume_folder(output_dir: str | Path, wanted: str | None) -> Path | None:
     for broken in passed:
         logger.warning("%s was cut off, is damaged, or holds weights only: passed over", broken)
     return folder
+
+
+@contextmanager
+def saved_whole(folder: str | Path, mend: str) -> Iterator[None]:
+    """Where the disk becomes full while a model is saved into ``folder``, leave nothing of it there.
+
+    Args:
+        folder: a ``checkpoint-<step>``, of which nothing is left; or another, whose subfolders and older
+            files stay.
+        mend: what the user can do, for the end of the sentence.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    root = Path(folder)
+    whole = root.name.startswith("checkpoint-") or not root.exists()
+    before = _written(root)
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not no_room(error):
+            raise
+        for path, state in _written(root).items():
+            if before.get(path) != state:
+                path.unlink(missing_ok=True)
+        if whole:
+            shutil.rmtree(root, ignore_errors=True)
+        raise UserError(
+            f"{folder}: no room on the disk (or a quota or a limit of file sizes is reached); what was "
+            f"written of it is removed: {mend}"
+        ) from error
+
+
+def _written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """File -> (bytes, time of its last change), of every file that stands in a folder."""
+    try:
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    except FileNotFoundError:
+        return {}
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 def file_sizes(folder: str | Path) -> dict[str, int]:

@@ -17,8 +17,10 @@ from virft.checkpoint import (
     installed_versions,
     resolve_space,
     rotate,
+    saved_whole,
     write_manifest,
 )
+from virft.resuming import circumstances
 from virft.survival import load_progress, save_progress
 
 
@@ -54,7 +56,7 @@ class CarriesManifest:
             seed=self.args.seed,
             versions=installed_versions(),
             git_revision=git_revision(),
-            config=self.args.to_dict(),
+            config=self.args.to_dict() | circumstances(self.args),
         )
 
     def base_model(self) -> PreTrainedModel:
@@ -73,20 +75,32 @@ class CarriesManifest:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save weights, processor and generation configuration; where the user calls it, the manifest as
         well."""
-        super().save_model(output_dir, _internal_call)
-        if not _internal_call:
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = output_dir or self.args.output_dir
+        with saved_whole(folder, "make room, then start again with --resume_from_checkpoint auto"):
+            super().save_model(output_dir, _internal_call)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_manifest(output_dir or self.args.output_dir, self.manifest)
+                write_manifest(folder, self.manifest)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        mend = (
+            "make room, or keep less with --save_total_limit or --save_only_model true, then start again "
+            "with --resume_from_checkpoint auto"
+        )
+        with saved_whole(folder, mend):
+            self._write_checkpoint(folder, model, trial)
+
+    def _write_checkpoint(self, folder: Path, model: Any, trial: Any) -> None:
         # The Trainer deletes older checkpoints before this one has its manifest, so it is kept from that.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if not self.args.save_only_model:
             save_progress(self, folder)
         self.accelerator.wait_for_everyone()

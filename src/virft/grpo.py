@@ -16,17 +16,19 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from typing import Any
 
-from virft.checkpoint import Manifest, resume_folder
+from virft.checkpoint import Manifest, check_weights, resume_folder
 from virft.data.training import data_summary, rows_and_held_out, target_text
 from virft.errors import UserError, run_program
 from virft.held_out import choose_best
 from virft.images import open_rgb
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
+from virft.resuming import check_same_run
 from virft.rewards import check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
 from virft.settings import (
     ModelArguments,
     RowArguments,
+    check_held_out,
     lora_and_quantization,
     parse_flags,
     prepare_model,
@@ -46,6 +48,7 @@ def train(
     rows_args: RowArguments, reward_args: RewardArguments, model: ModelArguments, args: VisualRFTConfig
 ) -> None:
     """One run, from parsed flags to a saved model."""
+    check_held_out(rows_args, args)
     processor = prepare_model(model, args)
     resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
     rows, held_out = rows_and_held_out(rows_args, args, processor)
@@ -57,6 +60,8 @@ def train(
     peft_config, quantization = lora_and_quantization(model)
     stop = StopOnSignal().install()
     summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
+    check_same_run(resume, args, summary, model.use_peft, "grpo")
+    check_weights(model.model_name_or_path)
     with claimed(args.output_dir):
         trainer = VisualRFTTrainer(
             model.model_name_or_path,

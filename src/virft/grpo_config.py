@@ -82,6 +82,8 @@ class VisualRFTConfig(TrainingConfig, SharedPrefixConfig):
             self._count_completions()
         elif self.steps_per_generation is not None:
             self.generation_batch_size = None  # TRL derives it, and refuses to be told both
+        if self.sync_ref_model and self.beta == 0:
+            raise UserError("--sync_ref_model needs a reference model, and --beta 0 loads none; drop one")
         if self.inject_solution and self.use_vllm:
             raise UserError("--inject_solution and --use_vllm exclude each other; drop one")
         super().__post_init__()

@@ -12,6 +12,7 @@ One device: in this process. Several: one process each, either started here or, 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -31,7 +32,7 @@ import transformers
 
 from virft.checkpoint import check_weights, installed_versions
 from virft.engine import Engine, UnreadableImage, by_images
-from virft.errors import UserError
+from virft.errors import UserError, no_room
 from virft.files import check_file, replacing
 from virft.inference_model import (
     check_attention,
@@ -73,6 +74,9 @@ PASSED_ON = (
 
 ADDED_LATER: Mapping[str, Any] = {"logprobs": False}
 """Settings that the runs of earlier versions do not state -> what they amounted to."""
+
+NO_ROOM = 3
+"""Exit code of a process that met a full disk, where it may not be able to write a sentence either."""
 
 ReadReply = Callable[[str], str]
 """From a reply to its reason code, "ok" where the task's reader could read it."""
@@ -124,7 +128,7 @@ def run(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = output.with_name(output.name + PARTIAL_SUFFIX)
     stamp = fingerprint(samples, settings)
-    with _ranks(world) as meet:
+    with _ranks(world) as meet, _naming_full_disk(output):
         if rank == 0:
             _begin(output, folder, stamp, settings.overwrite)
         meet()
@@ -258,6 +262,8 @@ def _spawn(
         while not context.join(timeout=POLL_SECONDS):
             bar.poll(force=True)
     except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code == NO_ROOM:
+            raise OSError(errno.ENOSPC, "no room for predictions") from error
         # torch has ended the other processes; what they had written stays.
         refused = sorted(folder.glob("rank-*.error"))
         if not refused:
@@ -282,6 +288,10 @@ def _spawned(
     except UserError as error:
         (folder / f"rank-{rank}.error").write_text(str(error), encoding="utf-8")
         sys.exit(2)
+    except OSError as error:
+        if no_room(error):
+            sys.exit(NO_ROOM)
+        raise
 
 
 def _work(
@@ -411,6 +421,20 @@ def _unreadable(predictions: Sequence[Prediction], read: ReadReply) -> Counter[s
 def _default_processes(device: str) -> int:
     chosen = pick_device(device)
     return torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 1
+
+
+@contextmanager
+def _naming_full_disk(output: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full. Raises UserError; the replies of the run stay."""
+    try:
+        yield
+    except OSError as error:
+        if not no_room(error):
+            raise
+        raise UserError(
+            f"{output}: no room on the disk (or a quota or a limit of file sizes is reached); make room and "
+            "start again, finished replies are kept"
+        ) from error
 
 
 @contextmanager

@@ -11,8 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from virft.checkpoint import Manifest, model_config, read_manifest, resolve_space, write_manifest
+from virft.checkpoint import (
+    Manifest,
+    check_weights,
+    model_config,
+    read_manifest,
+    resolve_space,
+    saved_whole,
+    write_manifest,
+)
 from virft.errors import UserError, run_program
+from virft.files import check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,16 +58,20 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None, dtyp
 
     base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
     config = model_config(base)
+    check_weights(base)
+    check_weights(adapter)
+    check_folder("output", output)
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=getattr(torch, dtype))
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    merged.save_pretrained(output)
     processor = AutoProcessor.from_pretrained(adapter)
-    processor.save_pretrained(output)
     size = processor.image_processor.size
     known = read_manifest(adapter) or Manifest(
         resolve_space(config), size["shortest_edge"], size["longest_edge"], model_type=config.model_type
     )
-    write_manifest(output, replace(known, program="merge", base_model=str(base)))
+    with saved_whole(output, "make room, or name another output"):
+        merged.save_pretrained(output)
+        processor.save_pretrained(output)
+        write_manifest(output, replace(known, program="merge", base_model=str(base)))
     return output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from virft.boxes import FAMILY_SPACE
 from virft.checkpoint import Manifest, model_config, read_manifest, resolve_space
 from virft.errors import UserError, unknown_flag
 from virft.files import check_folder
+from virft.lora_modules import check_lora_modules
 from virft.training_config import MAX_PIXELS, MIN_PIXELS, TrainingConfig
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -79,6 +81,10 @@ class ModelArguments(ModelConfig):
         if self.load_in_8bit and self.load_in_4bit:
             raise UserError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
         super().__post_init__()
+        if isinstance(self.lora_target_modules, str) and re.fullmatch(r"[\w.]+", self.lora_target_modules):
+            # TRL makes a text of one name, which PEFT takes for a pattern of whole names: none would fit.
+            self.lora_target_modules = [self.lora_target_modules]
+        self._check_use()
         if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
             raise UserError("--load_in_4bit and --load_in_8bit train LoRA only; add --use_peft")
         if self.lora_vision and self.lora_target_modules:
@@ -88,6 +94,14 @@ class ModelArguments(ModelConfig):
         if self.use_peft and not self.lora_target_modules:
             vision = f"|{VISION_LINEARS}" if self.lora_vision else ""
             self.lora_target_modules = f"({LANGUAGE_LINEARS}{vision})"
+
+    def _check_use(self) -> None:
+        """Refuse flags of LoRA that would change nothing."""
+        if self.use_peft:
+            return
+        for name, entry in self.__dataclass_fields__.items():
+            if name.startswith("lora_") and getattr(self, name) != entry.default:
+                raise UserError(f"--{name} without --use_peft true changes nothing; add it, or drop --{name}")
 
 
 def check_model(model: ModelArguments, args: TrainingConfig) -> Any:
@@ -116,8 +130,12 @@ def check_model(model: ModelArguments, args: TrainingConfig) -> Any:
         )
     if model.dtype not in (None, "auto") and not isinstance(getattr(torch, model.dtype, None), torch.dtype):
         raise UserError(f"--dtype {model.dtype} is no type of PyTorch; use bfloat16, float16 or float32")
-    if model.use_peft and model.lora_r < 1:
-        raise UserError(f"--lora_r {model.lora_r} must be at least 1")
+    if model.use_peft:
+        for flag in ("lora_r", "lora_alpha"):
+            if getattr(model, flag) < 1:
+                raise UserError(f"--{flag} {getattr(model, flag)} must be at least 1")
+        if not 0 <= model.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {model.lora_dropout:g} must be at least 0 and below 1")
     if (model.load_in_4bit or model.load_in_8bit) and not _installed("bitsandbytes"):
         raise UserError("--load_in_4bit and --load_in_8bit need bitsandbytes; pip install 'virft[qlora]'")
     config = model_config(name, model.model_revision)
@@ -134,6 +152,8 @@ def prepare_model(model: ModelArguments, args: TrainingConfig) -> ProcessorMixin
             :func:`virft.files.check_folder`, :func:`check_packages`.
     """
     config = check_model(model, args)
+    if model.use_peft:
+        check_lora_modules(config, model.lora_target_modules, model.lora_modules_to_save)
     check_folder("--output_dir", args.output_dir)
     check_packages(args)
     resolve_vision(args, model.model_name_or_path, config)
@@ -154,8 +174,20 @@ def check_packages(args: TrainingConfig) -> None:
             raise UserError(
                 f"--report_to {name} is unknown or not installed; usable here: {', '.join(usable) or 'none'}"
             )
+    if args.use_liger_kernel and not _installed("liger_kernel"):
+        raise UserError("--use_liger_kernel needs the package liger-kernel; pip install liger-kernel")
+    if args.fsdp and args.world_size == 1:
+        raise UserError("--fsdp shards over several processes; start them with torchrun, or drop it")
     if getattr(args, "use_vllm", False) and not _installed("vllm"):
         raise UserError("--use_vllm needs the package vllm; install it (bash setup.sh --vllm)")
+
+
+def check_held_out(rows: RowArguments, args: TrainingConfig) -> None:
+    """Refuse held-out rows that nothing would look at. Raises UserError naming the flag."""
+    if rows.eval_dataset_name and args.eval_strategy == "no":
+        raise UserError(
+            "--eval_dataset_name without --eval_strategy changes nothing; add --eval_strategy steps"
+        )
 
 
 def resolve_vision(settings: TrainingConfig, model_name: str, config: Any) -> None:
@@ -215,8 +247,15 @@ def model_options(model: ModelArguments, bf16: bool, deepspeed: bool) -> dict[st
 
 
 def lora_and_quantization(model: ModelArguments) -> tuple[Any, BitsAndBytesConfig | None]:
-    """(LoRA configuration or None, quantisation configuration or None), through TRL."""
-    return get_peft_config(model), get_quantization_config(model)
+    """(LoRA configuration or None, quantisation configuration or None), through TRL.
+
+    Raises:
+        UserError: settings that PEFT refuses.
+    """
+    try:
+        return get_peft_config(model), get_quantization_config(model)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def parse_flags(classes: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:

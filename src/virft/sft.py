@@ -18,14 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from virft.checkpoint import Manifest, resume_folder
+from virft.checkpoint import Manifest, check_weights, resume_folder
 from virft.data.training import data_summary, rows_and_held_out, target_text
 from virft.errors import UserError, run_program
 from virft.held_out import StopAt, check_metric, choose_best
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
+from virft.resuming import check_same_run
 from virft.settings import (
     ModelArguments,
     RowArguments,
+    check_held_out,
     lora_and_quantization,
     parse_flags,
     prepare_model,
@@ -68,6 +70,7 @@ def train(
         raise UserError(
             "--stop_metric needs held-out rows: add --eval_strategy steps --eval_dataset_name ..."
         )
+    check_held_out(rows_args, args)
     processor = prepare_model(model, args)
     resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
     rows, held_out = rows_and_held_out(rows_args, args, processor)
@@ -81,6 +84,8 @@ def train(
     stop = StopOnSignal().install()
     enough = [StopAt(target.stop_metric, target.stop_value)] if target.stop_metric else []
     summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
+    check_same_run(resume, args, summary, model.use_peft, "sft")
+    check_weights(model.model_name_or_path)
     with claimed(args.output_dir):
         trainer = VisualSFTTrainer(
             model.model_name_or_path,

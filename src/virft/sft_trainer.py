@@ -42,6 +42,8 @@ class VisualSFTConfig(TrainingConfig, SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.packing:
+            raise UserError("--packing does not go with images; drop it")
         if self.max_length is not None:
             raise UserError(
                 "--max_length would cut images out of prompts; use --max_prompt_length to refuse rows"

@@ -35,6 +35,19 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "remember_rows": (0, math.inf),
     "learning_rate": (0, math.inf),
     "beta": (0, math.inf),
+    "epsilon": (0, math.inf),
+    "epsilon_high": (0, math.inf),
+    "delta": (POSITIVE, math.inf),
+    "repetition_penalty": (POSITIVE, math.inf),
+    "ref_model_sync_steps": (1, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+    "num_train_epochs": (POSITIVE, math.inf),
+    "save_total_limit": (0, math.inf),
+    "eval_steps": (POSITIVE, math.inf),
     "save_steps": (POSITIVE, math.inf),
     "logging_steps": (POSITIVE, math.inf),
     "temperature": (POSITIVE, math.inf),
@@ -99,7 +112,7 @@ class TrainingConfig:
     )
     save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Keep this many checkpoints (the best one beside); None keeps all."}
+        default=2, metadata={"help": "Keep this many checkpoints (the best one beside); 0 keeps all."}
     )
 
     def __post_init__(self) -> None:
