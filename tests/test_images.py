@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from virft.data.training import load_rows
 from virft.errors import UserError
 from virft.image_header import ORIENTATION
 from virft.images import open_rgb
+from virft.symmetric import has_text_only
 
 
 @pytest.fixture
@@ -50,3 +53,33 @@ def test_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"row 0.*more than 8 bits"):
         load_rows(str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"path": "nowhere.png"}, "nowhere.png is unreadable"),
+        ([[0]], "path or .* a list"),
+        (3, "a int"),
+    ],
+)
+def test_what_is_no_image_is_named(source: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_rgb(source)
+
+
+@pytest.mark.parametrize("column", ["image", "images", "image_sizes"])
+def test_rows_without_an_image_are_found_in_any_form(column: str) -> None:
+    picture = {
+        "image": Image.new("RGB", (8, 8)),
+        "images": [Image.new("RGB", (8, 8))],
+        "image_sizes": [[8, 8]],
+    }
+    nothing = {"image": [None], "images": [None, []], "image_sizes": [[]]}[column]
+    kinds = {"image": datasets.Image(), "images": datasets.List(datasets.Image())}
+    rows = datasets.Dataset.from_dict({column: [picture[column], *nothing, picture[column]]})
+    rows = rows.cast_column(column, kinds[column]) if column in kinds else rows
+    last = len(nothing) + 1
+    assert has_text_only(rows) and not has_text_only(rows.select([0, last]))
+    assert all(has_text_only(rows.select([0, i])) for i in range(1, last))
+    assert has_text_only(datasets.Dataset.from_dict({"problem": ["p"]}))

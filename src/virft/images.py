@@ -29,14 +29,18 @@ def open_rgb(source: str | Path | Mapping[str, Any] | Image.Image) -> Image.Imag
 
     Raises:
         UserError: the file is missing, damaged, no image or of more than 8 bits a channel; the message names
-            it.
+            it. Or the source is something else.
     """
     if isinstance(source, Image.Image):
         return source if source.mode == "RGB" else source.convert("RGB")
     path = source
     if isinstance(source, Mapping):
-        path = source["path"] or "embedded image"
-        source = io.BytesIO(source["bytes"]) if source["bytes"] is not None else path
+        path = source.get("path") or "embedded image"
+        source = path if source.get("bytes") is None else io.BytesIO(source["bytes"])
+    elif not isinstance(source, str | Path):
+        raise UserError(
+            f"an image must be a picture, a path or {{'path', 'bytes'}}, got a {type(source).__name__}"
+        )
     try:
         with Image.open(source) as opened:
             refuse_deep(opened)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow
+import pyarrow.compute
 import torch
 
 PATCHES = 4
@@ -55,5 +57,17 @@ class VisionAlways:
 
 
 def has_text_only(rows: Any) -> bool:
-    """Whether some row may have no image: by the column ``image_sizes``, which says it without decoding."""
-    return "image_sizes" not in rows.column_names or not all(rows["image_sizes"])
+    """Whether some row has no image, found without decoding any.
+
+    Args:
+        rows: a ``datasets.Dataset``; its column ``image_sizes`` (a list for each row), ``images`` or ``image``
+            is looked at.
+    """
+    name = next((n for n in ("image_sizes", "images", "image") if n in rows.column_names), None)
+    if name is None:
+        return True
+    column = rows.select_columns(name).with_format("arrow")[:].column(name)
+    lists = pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type)
+    if column.null_count or not lists:
+        return column.null_count > 0
+    return 0 in pyarrow.compute.list_value_length(column).to_pylist()

@@ -187,7 +187,7 @@ class VisualRFTTrainer(
         def once(image: Any) -> Image.Image:
             if not isinstance(image, Mapping):
                 return self._open(image)
-            key = (image["path"], image["bytes"])
+            key = (image.get("path"), image.get("bytes"))
             return opened[key] if key in opened else opened.setdefault(key, self._open(image))
 
         decoded = []
