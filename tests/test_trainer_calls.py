@@ -22,6 +22,7 @@ from transformers import (
     Qwen2Config,
     TrainerCallback,
 )
+from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen3_vl_chat_template
 
 from virft.errors import UserError
@@ -220,6 +221,25 @@ def test_a_loaded_model_callbacks_and_optimizers(tiny_qwen2_vl: Path, tmp_path: 
         model, words, settings(tmp_path), dataset(), callbacks=[count], optimizers=(optimizer, None)
     )
     assert changed(trainer) and count.steps == 2
+
+
+def test_a_model_may_be_trained_again(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    """By another trainer, ours or TRL's; it computes what its saved weights compute."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_qwen2_vl)
+    assert changed(VisualRFTTrainer(model, words, settings(tmp_path), dataset()))
+    again = VisualRFTTrainer(model, words, settings(tmp_path, temperature=0.5), dataset())
+    assert changed(again)
+    assert again.self_check["largest"] < 1e-4
+    plain = GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, num_generations=2, max_steps=1,
+        max_completion_length=4, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+    )  # fmt: skip
+    GRPOTrainer(model, words, plain, dataset()).train()
+    model.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, saved(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one_set", "several_sets"])

@@ -99,7 +99,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         SharedVision.install(model.model)
         if self.sharing.logps == "packed":
             enable(model)
-            model.model.register_forward_hook(keep_labelled, with_kwargs=True)
+            if not getattr(model.model, "keeps_labelled", False):  # an earlier trainer's model may come again
+                model.model.register_forward_hook(keep_labelled, with_kwargs=True)
+                model.model.keeps_labelled = True
 
     @property
     def _units(self) -> Units:

@@ -60,8 +60,8 @@ def has_text_only(rows: Any) -> bool:
     """Whether some row has no image, found without decoding any.
 
     Args:
-        rows: a ``datasets.Dataset``; its column ``image_sizes`` (a list for each row), ``images`` or ``image``
-            is looked at.
+        rows: a ``datasets.Dataset``; its column ``image_sizes`` (a list for each row), ``images`` or
+            ``image`` is looked at.
     """
     name = next((n for n in ("image_sizes", "images", "image") if n in rows.column_names), None)
     if name is None:
