@@ -424,6 +424,22 @@ def test_parts_of_a_message_are_joined() -> None:
     assert reward([completion], solution=[""]) == [1.0]
 
 
+def test_what_a_tool_says_is_not_the_reply() -> None:
+    """With TRL's tools a completion holds calls, which may have no text, and the tools' answers."""
+    reward, form = load_rewards(["accuracy", "format"])
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    completion = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "name": "look", "content": [{"type": "text", "text": "<answer>tulip</answer>"}]},
+        {"role": "assistant", "content": "<think></think><answer>rose</answer>"},
+    ]
+    solutions = ["<answer>rose</answer>"]
+    assert reward([completion], solution=solutions) == form([completion], solution=solutions) == [1.0]
+    assert reward([completion[:2]], solution=["<answer>tulip</answer>"]) == [0.0]
+    with pytest.raises(UserError, match="messages with 'content'"):
+        reward([[{"role": "assistant"}]], solution=solutions)
+
+
 def test_rows_of_another_task_have_no_value() -> None:
     iou, form = load_rewards(["accuracy_iou", "format"])
     columns = {"solution": ["<answer>tulip</answer>"] * 2, "task": ["classification", "a task of mine"]}

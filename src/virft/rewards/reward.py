@@ -17,7 +17,9 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 
 def text_of(completion: Completion) -> str:
-    """The text of a completion: a str, or the contents of TRL's conversational messages, joined.
+    """What the model said: a str, or the contents of TRL's conversational messages, joined.
+
+    Messages of tools and other roles are not the model's words; one that only calls a tool has none.
 
     Raises:
         UserError: anything else.
@@ -28,7 +30,10 @@ def text_of(completion: Completion) -> str:
         completion = [completion]
     texts: list[str] = []
     for message in completion if isinstance(completion, list | tuple) else [None]:
-        content = message.get("content") if isinstance(message, Mapping) else None
+        said = message if isinstance(message, Mapping) else {}
+        content = said.get("content")
+        if said.get("role", "assistant") != "assistant" or (content is None and said.get("tool_calls")):
+            continue
         if isinstance(content, str):
             texts.append(content)
         elif isinstance(content, list | tuple) and all(isinstance(part, Mapping) for part in content):
