@@ -796,6 +796,23 @@ def test_a_suffix_that_is_no_form_is_refused() -> None:
         Target.of("rows.csv")
 
 
+def test_a_name_that_the_system_refuses_is_named() -> None:
+    with pytest.raises(UserError, match="File name too long; name another"):
+        Target.of("a" * 300 + ".jsonl")
+
+
+def test_an_index_that_cannot_be_written_is_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(coco([(1, 1, 20, 10, 100, 50)])))
+    command = f"ulimit -f 8; {sys.executable} {root}/dataset/build_detection.py --source {tmp_path}/x.json"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --output {tmp_path}/out/a.jsonl"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "the index cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_two_builds_of_one_set_exclude_each_other(tmp_path: Path) -> None:
     with (
         working_folder(tmp_path / "a.jsonl"),

@@ -99,6 +99,8 @@ def test_bad_input_is_refused_before_the_report_ends(rows: Path, tiny_qwen2_vl: 
         doctor.main(["--model", str(tiny_qwen2_vl), "--dataset", str(rows), "--deepspeed", "absent.json"])
     with pytest.raises(UserError, match="--device_gib nan must be a positive number"):
         doctor.main(["--model", str(tiny_qwen2_vl), "--dataset", str(rows), "--device_gib", "nan"])
+    with pytest.raises(UserError, match="ZeRO has no stage 9"):
+        zero_settings({"zero_optimization": {"stage": 9}})
 
 
 def test_solutions_below_the_maximum_stand_against_a_run(

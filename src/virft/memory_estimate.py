@@ -252,6 +252,8 @@ def zero_settings(deepspeed: str | Mapping[str, Any] | None) -> dict[str, Any]:
 def _zero_fields(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
     zero = deepspeed.get("zero_optimization", {})
     stage = int(zero.get("stage", 0))
+    if stage not in range(4):
+        raise ValueError(f"ZeRO has no stage {stage}")
     bucket = zero.get("reduce_bucket_size", BUCKET)
     # "auto" is hidden_size squared (transformers' integration): millions, lost beside the rest.
     numbers = 0 if bucket == "auto" else float(bucket) * (2 if zero.get("overlap_comm") else 1)

@@ -26,6 +26,13 @@ from virft.files import replacing
 
 Kind = Literal["jsonl", "parquet", "folder"]
 MANIFEST_SUFFIX = ".manifest.json"
+INDEX_FAULTS = (
+    "disk I/O error",
+    "unable to open database file",
+    "attempt to write a readonly database",
+    "database is locked",
+)
+"""What SQLite says of a disk that does not take the index; its other errors are mistakes of ours."""
 ROW_GROUP = 100
 """Rows of a parquet row group: with an image each, some ten megabytes, which readers hold in memory at
 once."""
@@ -43,7 +50,7 @@ class Target:
         """The form by the name: ``.jsonl``, ``.parquet``, and without a suffix a folder of ``save_to_disk``.
 
         Raises:
-            UserError: another suffix.
+            UserError: another suffix, or a name that the system refuses.
         """
         path = Path(path)
         kinds: dict[str, Kind] = {".jsonl": "jsonl", ".parquet": "parquet", "": "folder"}
@@ -51,6 +58,10 @@ class Target:
             raise UserError(
                 f"--output {path}: must end in .jsonl or .parquet, or be a folder's name without a dot"
             )
+        try:
+            path.exists()
+        except OSError as error:
+            raise UserError(f"--output {str(path)[:200]}: {error.strerror}; name another") from None
         return cls(path, kinds[path.suffix])
 
     @property
@@ -274,6 +285,11 @@ def naming_disk_faults(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder}: the disk is full; nothing of the set was left there: free space, or name another "
                 "--output, or another --work_folder for the index"
+            ) from error
+        if code is None and str(error) in INDEX_FAULTS:
+            raise UserError(
+                f"{folder}: the index cannot be written ({error}): is a quota or a size limit reached? "
+                "name another --work_folder for it"
             ) from error
         if code is None:
             raise
