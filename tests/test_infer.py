@@ -560,3 +560,33 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not Path(asked.output).exists()
     assert infer.run(samples, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"reply": None}, "line 2: not a prediction .*reply is None"),
+        ({"reply": 5}, "reply is 5"),
+        ({"id": 7}, "id is 7"),
+        ({"meta": None}, "meta is None"),
+        ({"image_size": "x"}, "image_size is 'x', not a width and a height"),
+        ({"model_size": [0, 4]}, r"model_size is \[0, 4\]"),
+        ({"id": "a"}, "line 2: 'a' is the id of line 1 as well; keep one"),
+    ],
+)
+def test_lines_that_are_no_predictions_are_named(changed: dict, words: str, tmp_path: Path) -> None:
+    lines = [Prediction(name, "reply", "norm1000").to_json() for name in "ab"]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[1] | changed)))
+    with pytest.raises(UserError, match=words):
+        load_predictions(path)
+
+
+def test_files_that_are_no_text_or_no_protocol_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="line 1: not a prediction .*decode"):
+        load_predictions(path)
+    (tmp_path / "p.meta.json").write_text("[]")
+    with pytest.raises(UserError, match="no JSON object"):
+        load_meta(path)

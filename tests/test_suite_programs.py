@@ -63,7 +63,7 @@ def test_help_names_every_flag_with_its_meaning(program, name, capsys):
         (PROGRAMS[0], ("--batch_size", "many"), "invalid int value: 'many'; --help lists all"),
         ("coco", ("--candidates", "ground_thruth"), "no such file, nor all or ground_truth"),
         (PROGRAMS[1], ("stray",), "'stray' belongs to no flag"),
-        ("lisa", ("--sam_model", "/nowhere/sam"), "model /nowhere/sam: no such folder"),
+        ("lisa", ("--sam_model", "/nowhere/sam"), "SAM model /nowhere/sam: no such folder"),
         (PROGRAMS[5], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
         (PROGRAMS[6], ("--predictions", "gone.jsonl"), "gone.jsonl: no such file"),
         (PROGRAMS[7], ("--masks", "gone.jsonl"), "gone.jsonl: no such file"),
@@ -170,3 +170,52 @@ def test_lisa_in_one_command_with_masks(program, tiny_qwen2_vl, tmp_path, capsys
     scores = tmp_path / "m.json"
     program(PROGRAMS[7], "--annotations", str(split), "--masks", str(again), "--output", str(scores))
     assert Path(scores).is_file() and "cIoU" in capsys.readouterr().out
+
+
+def test_a_scorer_refuses_before_it_counts(program, tmp_path, capsys):
+    annotations, _ = cases.lvis_set(tmp_path)
+    truth = json.loads(annotations.read_text())
+    truth["annotations"][0]["bbox"] = [1, 2, "wide"]
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(truth))
+    line = {"id": "1/7", "reply": "No Objects", "space": "norm1000"}
+    line["meta"] = {"image_id": 1, "category_id": 7, "category": "egg_roll"}
+    replies = cases.write_predictions(tmp_path / "p.jsonl", [line])
+    nothing = cases.write_predictions(tmp_path / "none.jsonl", [])
+    split = cases.lisa_split(tmp_path / "split")
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"id": "a#0", "rle": null}\n{"id":')
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps({"id": "a#0", "rle": {"size": [3, 3], "counts": "zz"}}) + "\n")
+    lvis = ("--annotations", str(annotations), "--predictions", str(replies))
+    lisa = ("--annotations", str(split), "--masks")
+    for name, flags, sentence in (
+        (PROGRAMS[1], (*lvis, "--missing_score", "nan"), "--missing_score must be between 0 and 1"),
+        (PROGRAMS[1], (*lvis, "--output", str(tmp_path)), "is a folder; name a file"),
+        (PROGRAMS[1], (*lvis, "--coco_results", str(replies / "x")), "is a file; name another place"),
+        (PROGRAMS[1], (*lvis[:3], str(nothing)), "no reply in it"),
+        (PROGRAMS[1], ("--annotations", str(broken), *lvis[2:]), "is not four numbers x, y, width, height"),
+        (
+            PROGRAMS[3],
+            ("--predictions", str(replies), "--confusions", "-1"),
+            "--confusions must be at least 0",
+        ),
+        (PROGRAMS[7], (*lisa, str(nothing)), "none.jsonl: empty"),
+        (PROGRAMS[7], (*lisa, str(torn)), "cut off in its last line"),
+        (PROGRAMS[7], (*lisa, str(odd)), "the mask of 'a#0' cannot be read"),
+        (PROGRAMS[6], ("--device", "cpuu"), "--device 'cpuu' is no device"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            program(name, *flags)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, flags
+        assert said.startswith("error: ") and said.count("\n") == 1 and sentence in said
+
+
+def test_a_sam_that_is_none_is_refused_before_the_questions(program, tiny_qwen2_vl, tmp_path, capsys):
+    flags = ("--model_path", str(tiny_qwen2_vl), "--annotations", str(cases.lisa_split(tmp_path / "split")))
+    output = tmp_path / "out" / "p.jsonl"
+    with pytest.raises(SystemExit):
+        program("lisa", *flags, "--sam_model", str(tiny_qwen2_vl), "--output", str(output))
+    assert "is a 'qwen2_vl' model, which makes no masks from boxes" in capsys.readouterr().err
+    assert not output.parent.exists()

@@ -25,7 +25,10 @@ second is absent where a family pads nothing (SAM 2)."""
 
 def check_sam(model_path: str) -> None:
     """Refuse what is no SAM, by its configuration alone. Raises UserError naming the model."""
-    config = model_config(model_path)
+    try:
+        config = model_config(model_path)
+    except UserError as error:
+        raise UserError(f"SAM {error}") from error
     if config.model_type not in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
         raise UserError(
             f"--sam_model {model_path} is a {config.model_type!r} model, which makes no masks from boxes; "

@@ -96,9 +96,15 @@ class Prediction:
 
         Raises:
             KeyError: ``id``, ``reply`` or ``space`` is missing.
-            ValueError: ``logprobs`` and ``token_ends`` do not belong together.
+            ValueError: a field holds another kind of value, or ``logprobs`` and ``token_ends`` do not belong
+                together.
         """
-        sizes = {k: tuple(line[k]) if line.get(k) else None for k in ("image_size", "model_size")}
+        sizes = {k: _size(k, line.get(k)) for k in ("image_size", "model_size")}
+        meta = line.get("meta", {})
+        kinds = (("id", line["id"], str), ("reply", line["reply"], str), ("space", line["space"], str))
+        for name, value, kind in (*kinds, ("meta", meta, Mapping)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} is {value!r}")
         logprobs, ends = line.get("logprobs"), line.get("token_ends")
         if (logprobs is None) != (ends is None) or len(logprobs or ()) != len(ends or ()):
             raise ValueError("logprobs and token_ends must hold one number for each token")
@@ -108,8 +114,20 @@ class Prediction:
             space=line["space"],
             tokens=line.get("tokens", 0),
             truncated=line.get("truncated", False),
-            meta=line.get("meta", {}),
+            meta=meta,
             logprobs=None if logprobs is None else tuple(logprobs),
             token_ends=None if ends is None else tuple(ends),
             **sizes,
         )
+
+
+def _size(name: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 2
+        or not all(isinstance(side, int) and side > 0 for side in value)
+    ):
+        raise ValueError(f"{name} is {value!r}, not a width and a height")
+    return tuple(value)

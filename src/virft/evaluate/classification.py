@@ -19,6 +19,7 @@ from virft.evaluate.asking import ask as ask_model
 from virft.evaluate.asking import scores_path, spread
 from virft.evaluate.pictures import Panel
 from virft.evaluate.protocol import say
+from virft.files import check_file
 from virft.inference_settings import InferenceSettings
 from virft.metrics import classification as metrics
 from virft.parsing import normalize_class, parse_class
@@ -182,6 +183,10 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     Raises:
         UserError: a file that is missing or of another kind, or a class that the list lacks.
     """
+    if settings.confusions < 0:
+        raise UserError(f"--confusions must be at least 0, got {settings.confusions}")
+    if settings.output:
+        check_file("--output", settings.output)
     predictions = load_predictions(settings.predictions)
     meta = load_meta(settings.predictions) or {}
     if settings.classes:

@@ -18,6 +18,7 @@ from virft.evaluate.asking import ask as ask_model
 from virft.evaluate.asking import scores_path
 from virft.evaluate.pictures import Panel
 from virft.evaluate.protocol import say
+from virft.files import check_file
 from virft.inference_settings import InferenceSettings
 from virft.metrics import detection
 from virft.parsing import parse_detections
@@ -170,6 +171,11 @@ def score(settings: ScoreSettings, rules: Rules | None = None) -> dict[str, Any]
     Raises:
         UserError: a file that is missing or of another kind, an unknown category.
     """
+    if not 0 <= settings.missing_score <= 1:
+        raise UserError(f"--missing_score must be between 0 and 1, got {settings.missing_score}")
+    for flag in ("output", "coco_results"):
+        if getattr(settings, flag):
+            check_file(f"--{flag}", getattr(settings, flag))
     annotations = coco.load_annotations(settings.annotations)
     replies, entries = read_predictions(settings.predictions)
     meta = load_meta(settings.predictions) if replies is not None else None
@@ -260,10 +266,13 @@ def read_predictions(path: str) -> tuple[list[Prediction] | None, Sequence[Mappi
     file = Path(path)
     if not file.is_file():
         raise UserError(f"predictions {file}: no such file; make it with the inference program")
-    with open(file, encoding="utf-8") as opened:
+    with open(file, "rb") as opened:
         start = opened.read(64).lstrip()
-    if not start.startswith("["):
-        return load_predictions(file), None
+    if not start.startswith(b"["):
+        replies = load_predictions(file)
+        if not replies:
+            raise UserError(f"predictions {file}: no reply in it")
+        return replies, None
     try:
         return None, json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

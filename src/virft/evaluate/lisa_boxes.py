@@ -15,6 +15,7 @@ from virft.evaluate import protocol
 from virft.evaluate.asking import hash_of, spread
 from virft.evaluate.pictures import Panel
 from virft.evaluate.protocol import say
+from virft.files import check_file
 from virft.metrics import grounding as metrics
 from virft.predictions import load_meta, load_predictions
 from virft.types import Detection, Sample
@@ -83,7 +84,11 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         UserError: a file that is missing or of another kind, predictions of another split.
     """
     check_rule(settings.truth)
+    if settings.output:
+        check_file("--output", settings.output)
     predictions = load_predictions(settings.predictions)
+    if not predictions:
+        raise UserError(f"predictions {settings.predictions}: no reply in it")
     meta = load_meta(settings.predictions)
     scored = metrics.score_boxes(asked(settings.annotations, meta), predictions, settings.truth)
     numbers = dataclasses.asdict(scored)

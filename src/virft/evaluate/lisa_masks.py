@@ -18,7 +18,7 @@ from virft.errors import UserError
 from virft.evaluate import protocol
 from virft.evaluate.lisa_boxes import asked, check_rule
 from virft.evaluate.protocol import say
-from virft.files import replacing
+from virft.files import check_file, replacing
 from virft.image_header import shown_size
 from virft.metrics import grounding as metrics
 from virft.predictions import load_meta, load_predictions, meta_path
@@ -73,6 +73,11 @@ def make_masks(settings: MaskSettings) -> Path:
     Raises:
         UserError: a file or model that cannot be used, or earlier masks of other predictions or another SAM.
     """
+    from virft.inference_model import pick_device, pick_dtype
+    from virft.masks import check_sam
+
+    pick_dtype(settings.dtype, pick_device(settings.device))
+    check_file("--output", settings.output)
     predictions = load_predictions(settings.predictions)
     meta = load_meta(settings.predictions)
     samples = asked(settings.annotations, meta)
@@ -94,6 +99,7 @@ def make_masks(settings: MaskSettings) -> Path:
     done = _begin(partial, stamp)
     waiting = [sample for sample in samples if sample.id not in done]
     if waiting:
+        check_sam(settings.sam_model)  # it loads at the first box, which may be far behind
         _segment(waiting, replies, settings, partial)
     lines = {line["id"]: line for line in _lines(partial)[1:]}
     statement = {**stamp, "annotations": settings.annotations, "inference": meta}
@@ -132,10 +138,10 @@ def _segment(
 def _begin(partial: Path, stamp: Mapping[str, Any]) -> set[str]:
     """Make or check the file of a run; the ids that it holds already. A torn last line is cut off."""
     lines = _lines(partial) if partial.exists() else []
-    if lines:
+    if len(lines) > 1:  # a run that ended before its first mask binds nobody to its settings
         _same_run(partial, stamp, lines[0])
     with replacing(partial) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for line in lines or [dict(stamp)]:
+        for line in [dict(stamp), *lines[1:]]:
             file.write(json.dumps(line) + "\n")
     return {line["id"] for line in lines[1:]}
 
@@ -180,6 +186,8 @@ def score_masks(settings: MaskScoreSettings) -> dict[str, Any]:
         UserError: a file that is missing or of another kind, masks of another split or size.
     """
     check_rule(settings.truth)
+    if settings.output:
+        check_file("--output", settings.output)
     masks = _masks(Path(settings.masks))
     meta = load_meta(settings.masks)
     samples = asked(settings.annotations, (meta or {}).get("inference"))
@@ -221,7 +229,10 @@ def score_masks(settings: MaskScoreSettings) -> dict[str, Any]:
 def _masks(path: Path) -> dict[str, dict[str, Any]]:
     """The lines of a finished masks file by their id."""
     found = {}
-    for number, line in enumerate(_lines(path), 1):
+    lines = _lines(path)
+    if not lines or not path.read_bytes().endswith(b"\n"):
+        raise UserError(f"masks {path}: {'cut off in its last line' if lines else 'empty'}; make it anew")
+    for number, line in enumerate(lines, 1):
         rle = line.get("rle", "") if isinstance(line, dict) else ""
         if (
             not (rle is None or (isinstance(rle, dict) and {"size", "counts"} <= set(rle)))
@@ -239,7 +250,10 @@ def _areas(
 ) -> tuple[int, int]:
     with Image.open(annotation.image) as image:
         size = shown_size(image)
-    predicted = metrics.decode_mask(rle) if rle is not None else None
+    try:
+        predicted = metrics.decode_mask(rle) if rle is not None else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the mask of {identity!r} cannot be read ({error}); make it anew") from error
     if predicted is not None and predicted.shape != size[::-1]:
         raise UserError(
             f"the mask of {identity!r} has {predicted.shape[1]} x {predicted.shape[0]} pixels, "

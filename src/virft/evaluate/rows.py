@@ -16,7 +16,7 @@ from virft.evaluate import classification, coco, protocol
 from virft.evaluate.asking import ask as ask_model
 from virft.evaluate.asking import scores_path, spread
 from virft.evaluate.protocol import say
-from virft.files import replacing
+from virft.files import check_file, replacing
 from virft.inference_settings import InferenceSettings
 from virft.metrics import detection, grounding
 from virft.metrics.rows import RowMetric
@@ -143,7 +143,11 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     Raises:
         UserError: replies that this suite did not ask for.
     """
+    if settings.output:
+        check_file("--output", settings.output)
     predictions = load_predictions(settings.predictions)
+    if not predictions:
+        raise UserError(f"predictions {settings.predictions}: no reply in it")
     meta = load_meta(settings.predictions) or {}
     if meta.get("suite") != "rows":
         raise UserError(f"{settings.predictions}: its protocol does not say that rows were asked")

@@ -109,7 +109,8 @@ def make_truth(
     """Annotations of the chosen categories on the first ``max_images`` images, fit for scoring.
 
     Raises:
-        UserError: an image id that occurs twice, or a category id that is no whole number.
+        UserError: an image id that occurs twice, a category id that is no whole number, or a bbox that is not
+            four numbers.
     """
     chosen = [
         {**c, "id": _whole(c["id"], c["name"])}
@@ -129,13 +130,20 @@ def make_truth(
         category_id = category_ids.get(str(a["category_id"]))
         if image_id is None or category_id is None:
             continue
+        box = [_number(v) for v in a["bbox"]] if isinstance(a["bbox"], list | tuple) else []
+        if len(box) != 4 or None in box:
+            raise UserError(
+                f"annotation {a.get('id', '')!r} of image {a['image_id']!r}: bbox {a['bbox']!r} is not four "
+                "numbers x, y, width, height"
+            )
         kept.append(
             {
                 **{k: v for k, v in a.items() if k != "segmentation"},
                 "id": len(kept) + 1,
                 "image_id": image_id,
                 "category_id": category_id,
-                "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
+                "bbox": box,
+                "area": a.get("area", box[2] * box[3]),
                 "iscrowd": a.get("iscrowd", 0),
             }
         )
