@@ -154,9 +154,10 @@ def main(argv: list[str] | None = None) -> None:
     if counts["rows"] < flags.rows:
         sys.stderr.write(f"warning: only {counts['rows']} of {flags.rows} rows were found\n")
     left_out = ", ".join(f"{count} {why}" for why, count in counts["pairs_left_out"].items()) or "none"
+    less = f" less {counts['images_left_out']}" if flags.leave_out else ""
     sys.stdout.write(
         f"{target.path}: {counts['rows']} rows, {counts['negatives']} of them negative, from "
-        f"{counts['images']} images and {counts['annotations']} boxes; pairs left out: {left_out}\n"
+        f"{counts['images']}{less} images and {counts['annotations']} boxes; pairs left out: {left_out}\n"
     )
 
 

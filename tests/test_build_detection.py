@@ -1051,3 +1051,21 @@ def test_images_of_another_set_are_left_out(make: Make, tmp_path: Path) -> None:
     foreign.write_text(json.dumps({"problem": "p", "solution": "s"}) + "\n")
     with pytest.raises(UserError, match="--leave_out .*foreign.jsonl: no column 'image_id'"):
         make(content, "none.jsonl", leave_out=(foreign,))
+
+
+def test_negatives_ask_no_image_that_was_left_out(make: Make, tmp_path: Path) -> None:
+    content = many(12)
+    make(content, name="validation.jsonl", shots=2, categories=("cat",))
+    left_out = {row["image_id"] for row in map(json.loads, (tmp_path / "out" / "validation.jsonl").open())}
+    rows = make(content, negatives=0.3, leave_out=(tmp_path / "out" / "validation.jsonl",))
+    assert not left_out & {row["image_id"] for row in rows}
+    assert make.counts["images_left_out"] == len(left_out) == 2
+    assert make.counts["rows"] == len(rows) == make.counts["positives"] + make.counts["negatives"]
+    assert sum("No Objects<" in row["solution"] for row in rows) == make.counts["negatives"]
+
+
+def test_pairs_left_out_are_those_of_the_asked_categories(make: Make) -> None:
+    content = coco([(1, 1, 20, 10, 100, 50), (2, 1, 20, 10, 1, 50), (3, 2, 20, 10, 1, 50)])
+    make(content, categories=("cat",))
+    assert make.counts["pairs_left_out"] == {"tiny": 1}
+    assert make.counts["per_category"] == {"cat": {"positives": 1, "negatives": 0, "left_out": {"tiny": 1}}}

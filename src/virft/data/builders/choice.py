@@ -74,13 +74,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a choice took: rows with boxes, rows without, and (name, images found) of categories short of
-    shots."""
+    """What a choice took.
+
+    Attributes:
+        positives, negatives: rows with boxes, rows without.
+        wanted_negatives: how many were to be without.
+        short: (name, images found) of the categories short of shots.
+        left_out: (category name, reason, pairs) of the pairs of the asked categories that the rules left out.
+    """
 
     positives: int
     negatives: int
     wanted_negatives: int
     short: tuple[tuple[str, int], ...] = ()
+    left_out: tuple[tuple[str, str, int], ...] = ()
 
 
 def choose(index: Index, choice: Choice) -> Chosen:
@@ -114,7 +121,10 @@ def choose(index: Index, choice: Choice) -> Chosen:
     _add_negatives(index, choice, names, wanted)
     index.connection.execute("CREATE INDEX chosen_of_category ON chosen (category)")
     index.connection.commit()
-    return Chosen(positives, _count(index) - positives, wanted, tuple(short))
+    asked = set(choice.categories)
+    left_out = index.rows("SELECT category, reason, COUNT(*) FROM left_out GROUP BY category, reason")
+    named = tuple((names[category], why, count) for category, why, count in left_out if category in asked)
+    return Chosen(positives, _count(index) - positives, wanted, tuple(short), named)
 
 
 def _of_category(index: Index, category: int) -> Iterator[tuple[int, int, str, str]]:
@@ -160,8 +170,10 @@ def _add_negatives(index: Index, choice: Choice, names: Sequence[str], wanted: i
 
 
 def _is_free(index: Index, image: int, category: int) -> bool:
-    """Whether the image shows nothing of the category, for all that the source says."""
-    return not any(
+    """Whether the image is there and shows nothing of the category, for all that the source says."""
+    # Numbers have gaps where images were left out.
+    (there,) = next(index.rows("SELECT EXISTS (SELECT 1 FROM images WHERE number = ?)", image))
+    return bool(there) and not any(
         next(
             index.rows(
                 f"SELECT EXISTS (SELECT 1 FROM {table} WHERE image = ? AND category = ?)", image, category

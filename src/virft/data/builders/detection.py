@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -218,7 +219,7 @@ def _prepare(index: Index, settings: DetectionSettings, processes: int, stage: S
     choice = Choice(wanted, settings.shots, settings.rows, settings.negatives, settings.seed)
     chosen = choose(index, choice)
     if not chosen.positives:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in index.counts.left_out.most_common())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in _by_reason(chosen).items())
         raise UserError(
             f"{source}: no rows: no image shows these categories as the rules ask "
             f"(left out: {left_out or 'none'})"
@@ -315,6 +316,13 @@ def _check_shape(path: Path, said: Size) -> None:
         )
 
 
+def _by_reason(chosen: Chosen) -> dict[str, int]:
+    reasons: Counter[str] = Counter()
+    for _, reason, count in chosen.left_out:
+        reasons[reason] += count
+    return dict(sorted(reasons.items()))
+
+
 def _counts(index: Index, chosen: Chosen, written: int) -> dict[str, Any]:
     per_category = {
         name: {"positives": positives, "negatives": total - positives}
@@ -323,13 +331,17 @@ def _counts(index: Index, chosen: Chosen, written: int) -> dict[str, Any]:
             " JOIN categories c ON c.position = p.category GROUP BY p.category ORDER BY p.category"
         )
     }
+    for name, reason, count in chosen.left_out:
+        counted = per_category.setdefault(name, {"positives": 0, "negatives": 0})
+        counted.setdefault("left_out", {})[reason] = count
     counts = index.counts
     return {
         "images": counts.images,
         "images_without_boxes": counts.images_without_boxes,
+        "images_left_out": counts.images_left_out,
         "annotations": counts.boxes,
         "categories": counts.categories,
-        "pairs_left_out": dict(sorted(counts.left_out.items())),
+        "pairs_left_out": _by_reason(chosen),
         "rows": written,
         "positives": chosen.positives,
         "negatives": chosen.negatives,

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,13 @@ ROWID;
 
 @dataclass
 class Counts:
-    """How many entries the source had, and what became of the pairs of image and category."""
+    """How many entries the source had."""
 
     images: int = 0
     boxes: int = 0
     categories: int = 0
     images_without_boxes: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    images_left_out: int = 0
 
 
 class Index:
@@ -138,10 +138,12 @@ class Index:
         )[0]
 
     def leave_out(self, ids: Iterable[str]) -> int:
-        """Forget these images and their boxes, as if the source had none of them; how many there were."""
+        """Forget these images and their boxes, as if the source had none of them; how many there were. They
+        stay in the counts of the source."""
         before = self.connection.total_changes
         self.connection.executemany("DELETE FROM images WHERE id = ?", ((i,) for i in ids))
         gone = self.connection.total_changes - before
+        self.counts.images_left_out += gone
         self.connection.execute("DELETE FROM boxes WHERE image NOT IN (SELECT id FROM images)")
         return gone
 
@@ -176,7 +178,6 @@ class Index:
         for start, pairs, left_out, found in ordered_map(work, self._starts(), processes):
             self.connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", pairs)
             self.connection.executemany("INSERT INTO left_out VALUES (?, ?, ?)", left_out)
-            self.counts.left_out.update(reason for _, _, reason in left_out)
             wrong += len(found)
             faults += found[: SHOWN - len(faults)]
             progress(min(CHUNK, self.counts.images - start))
