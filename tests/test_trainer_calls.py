@@ -369,6 +369,7 @@ def test_replies_of_any_length(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
     [
         ({}, {"train_dataset": None}, "train_dataset is missing"),
         ({"inject_solution": True}, {}, "inject_solution needs target"),
+        ({"shared_prefix_attention": "varlen"}, {}, "varlen needs a CUDA GPU .* use split"),
         ({"top_k": None}, {}, r"sampling would use top_k 50, asked for is None .* --top_k 0"),
         ({}, {"processing_class": "tokenizer"}, "must be the processor of .* got a TokenizersBackend"),
     ],

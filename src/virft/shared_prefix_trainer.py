@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from trl.extras.profiling import profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
 
+from virft.errors import UserError
 from virft.image_memo import ImageMemo, RowMemo
 from virft.shared_prefix import keep_labelled, model_inputs, pack, prompt_positions, unpack
 from virft.shared_prefix_attention import enable
@@ -68,6 +69,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             aux_loss=self.aux_loss_enabled,
             prompt_learning=any(c.is_prompt_learning for c in peft_config.values()),
         )
+        self._check_attention()
         self._memo: ImageMemo | None = None
         self._batch_images: RowImages | None = None  # of the generation batch that is being scored
         self._raw_images: RowImages | None = None  # the same before a frozen vision tower encoded them
@@ -94,6 +96,23 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             inner = self.accelerator.unwrap_model(model)
             known[id(model)] = (model, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
         return known[id(model)][1]
+
+    def _in_half_precision(self) -> bool:
+        mixed = self.accelerator.mixed_precision != "no"
+        return mixed or self._hugging_face(self.model).dtype != torch.float32
+
+    def _check_attention(self) -> None:
+        """Refuse a kernel that would fail at the first step.
+
+        Raises:
+            UserError: varlen without a GPU or in float32.
+        """
+        varlen = getattr(self.args, "shared_prefix_attention", "split") == "varlen"
+        able = self.accelerator.device.type == "cuda" and self._in_half_precision()
+        if varlen and not able and self.sharing.logps == "packed":
+            raise UserError(
+                "--shared_prefix_attention varlen needs a CUDA GPU and half precision (--bf16 true); use split"
+            )
 
     def _prepare_model(self, model: PreTrainedModel) -> None:
         SharedVision.install(model.model)
@@ -425,7 +444,5 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 stock = self._stock(*rows, raw, kinds)[0].float()
         finally:
             self.model.train()
-        half = (
-            self.accelerator.mixed_precision != "no" or self._hugging_face(self.model).dtype != torch.float32
-        )
+        half = self._in_half_precision()
         self.self_check = compare(packed, stock, mask[at], half, self.accelerator, first)
