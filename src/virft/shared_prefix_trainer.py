@@ -110,9 +110,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         varlen = getattr(self.args, "shared_prefix_attention", "split") == "varlen"
         able = self.accelerator.device.type == "cuda" and self._in_half_precision()
         if varlen and not able and self.sharing.logps == "packed":
-            raise UserError(
-                "--shared_prefix_attention varlen needs a CUDA GPU and half precision (--bf16 true); use split"
-            )
+            raise UserError("--shared_prefix_attention varlen needs a CUDA GPU and --bf16 true; use split")
 
     def _prepare_model(self, model: PreTrainedModel) -> None:
         SharedVision.install(model.model)
