@@ -7,9 +7,8 @@
   # the paper's 4-shot sets
   python dataset/build_classification.py --set aircraft100 --root data --split trainval --shots 4 \\
       --output data/aircraft_4_shot.jsonl
-  python dataset/build_classification.py --coop split_zhou_OxfordFlowers.json --image_folder jpg --split
-  train \\
-      --subject flower --shots 4 --output data/flower_4_shot.jsonl
+  python dataset/build_classification.py --coop split_zhou_OxfordFlowers.json --image_folder jpg \\
+      --split train --subject flower --shots 4 --output data/flower_4_shot.jsonl
 
   # a CSV, JSON or JSONL list with the columns image and label
   python dataset/build_classification.py --list mine.csv --subject car --output data/mine.jsonl

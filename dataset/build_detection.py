@@ -18,8 +18,8 @@ One row for each image and category: "detect all objects belonging to the catego
   python dataset/build_detection.py --source lvis_v1_train.json --image_folder coco --categories fewshot6 \\
       --shots 10 --output data/lvis6.jsonl
   python dataset/build_detection.py --kind yolo --source my_set --output data/mine.jsonl
-  python dataset/build_detection.py --kind table --source boxes.csv --image_folder images --output
-  data/mine.jsonl
+  python dataset/build_detection.py --kind table --source boxes.csv --image_folder images \\
+      --output data/mine.jsonl
 
 The rules about crowds, tiny boxes and negatives are in dataset/README.md. A manifest beside the set holds
 the sources' hashes, every option and the counts; the same command gives the same bytes.

@@ -2,8 +2,8 @@
 
   # LLaMA-Factory sharegpt, ms-swift messages, VLM-R1, EasyR1, MAT or lisa_train.json: recognised by their
   # columns
-  python dataset/build_rows.py --source mllm.json --image_folder images --task grounding --output
-  data/mine.jsonl
+  python dataset/build_rows.py --source mllm.json --image_folder images --task grounding \\
+      --output data/mine.jsonl
 
   # your own column names, and boxes in pixels
   python dataset/build_rows.py --source poles.json --map problem=problems solution=solutions \\

@@ -1,8 +1,8 @@
 """Training rows in another framework's format, to compare with on the very same data.
 
   # LLaMA-Factory: data.json, its entry in dataset_info.json and a LoRA recipe that runs as it is
-  python dataset/export.py --dataset_name data/coco_8x4.jsonl --format llamafactory --output
-  lf/coco_8x4.json \\
+  python dataset/export.py --dataset_name data/coco_8x4.jsonl --format llamafactory \\
+      --output lf/coco_8x4.json \\
       --model_name_or_path Qwen/Qwen2-VL-2B-Instruct --min_pixels 3136 --max_pixels 401408
   llamafactory-cli train lf/coco_8x4_lora_sft.yaml
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -366,3 +367,16 @@ def test_the_notebook_builds_sets(root: Path, tmp_path: Path, monkeypatch: pytes
     made = {p.name for p in tmp_path.iterdir()}
     assert {"detection.jsonl", "detection.jsonl.manifest.json", "classification.jsonl"} <= made
     assert len(load_rows(str(tmp_path / "detection.jsonl"))) > 10
+
+
+@pytest.mark.parametrize(
+    "name", ["build_classification", "build_detection", "build_grounding", "build_rows", "export"]
+)
+def test_the_commands_that_help_shows_parse(root: Path, name: str) -> None:
+    module = program(root, name)
+    text = module.__doc__.replace("\\\n", " ")
+    commands = [shlex.split(line) for line in text.splitlines() if line.strip().startswith("python dataset/")]
+    assert commands
+    for _, script, *arguments in commands:
+        assert script == f"dataset/{name}.py"
+        module.parser().parse_args(arguments)  # leaves with an error where a command is broken in two
