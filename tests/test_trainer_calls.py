@@ -316,6 +316,17 @@ def test_arguments_may_be_left_out(tiny_qwen2_vl: Path, tmp_path: Path, monkeypa
     assert trainer.args.prompts_per_device == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"min_pixels": -5}, {"max_pixels": 0}, {"top_entropy_quantile": 2}, {"ref_model_mixup_alpha": 5}],
+    ids=lambda options: next(iter(options)),
+)
+def test_numbers_out_of_range_are_refused(options: dict, tmp_path: Path) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(UserError, match=f"--{name} {value} must be at least"):
+        settings(tmp_path, **options)
+
+
 def test_a_stream_is_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="streamed"):
         VisualRFTTrainer(str(tiny_qwen2_vl), words, settings(tmp_path), dataset().to_iterable_dataset())

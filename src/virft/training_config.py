@@ -32,6 +32,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "steps_per_generation": (1, math.inf),
     "max_completion_length": (1, math.inf),
     "max_prompt_length": (1, math.inf),
+    "min_pixels": (1, math.inf),
+    "max_pixels": (1, math.inf),
     "remember_rows": (0, math.inf),
     "learning_rate": (0, math.inf),
     "beta": (0, math.inf),
@@ -54,6 +56,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "top_p": (POSITIVE, 1),
     "top_k": (0, math.inf),
     "min_p": (0, 1),
+    "top_entropy_quantile": (0, 1),
+    "ref_model_mixup_alpha": (0, 1),
 }
 """Flag -> least and greatest value, where TRL and transformers find out late or never."""
 
