@@ -407,6 +407,11 @@ def test_settings_that_make_no_sense_are_refused(settings: Mapping[str, Any], me
         DetectionSettings(Path("x.json"), **settings)
 
 
+def test_a_folder_is_no_annotation_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder, which --kind coco is not: .* --kind yolo or voc"):
+        DetectionSettings(tmp_path)
+
+
 def test_rows_too_few_for_their_negatives_are_refused(make: Make) -> None:
     with pytest.raises(UserError, match=r"--rows 1 with --negatives 0\.9 leaves no row with boxes"):
         make(coco([(1, 1, 20, 10, 100, 50)]), rows=1, negatives=0.9)

@@ -136,9 +136,7 @@ def _read_folder(path: Path, split: str) -> datasets.Dataset:
             ) from None
         if isinstance(loaded, DatasetDict):
             if split not in loaded:
-                raise UserError(
-                    f"{path}: no split {split!r}; it has {', '.join(loaded)}: pass --dataset_train_split"
-                )
+                raise UserError(f"{path}: no split {split!r}; it has {', '.join(loaded)}: name one of them")
             return loaded[split]
         return loaded
     files = sorted(path.glob("*.parquet")) or sorted(path.glob(f"**/{split}*.parquet"))

@@ -44,6 +44,8 @@ from virft.data.sources import read_table
 from virft.errors import UserError
 
 ANNOTATION_SUFFIXES = (".txt", ".xml")
+FOLDER_KINDS = ("yolo", "voc")
+"""Kinds whose source is a folder."""
 CHUNK = 1_000
 """Images whose rows one worker makes at once."""
 
@@ -88,7 +90,12 @@ class DetectionSettings:
         """Raises UserError for a value outside its range."""
         if self.kind not in READERS:
             raise UserError(f"--kind {self.kind}: one of {', '.join(READERS)}")
-        if self.split and self.kind not in ("yolo", "voc"):
+        if self.kind not in FOLDER_KINDS and self.source.is_dir() and self.source != Path():
+            raise UserError(
+                f"--source {self.source} is a folder, which --kind {self.kind} is not: name the annotation "
+                f"file, or pass --kind {' or '.join(FOLDER_KINDS)}"
+            )
+        if self.split and self.kind not in FOLDER_KINDS:
             raise UserError(f"--split is of a YOLO or VOC set, not of --kind {self.kind}")
         if self.box_space not in TABLE_SPACES:
             raise UserError(f"--box_space {self.box_space}: one of {', '.join(TABLE_SPACES)}")
@@ -206,7 +213,7 @@ def build(
 def _prepare(index: Index, settings: DetectionSettings, processes: int, stage: Stage) -> Chosen:
     source = str(settings.source)
     options = {"split": settings.split} if settings.split else {}
-    folder = settings.image_folder if settings.kind in ("yolo", "voc") else settings.images
+    folder = settings.image_folder if settings.kind in FOLDER_KINDS else settings.images
     entries = READERS[settings.kind](settings.source, folder, box_space=settings.box_space, **options)
     index.load(entries, source, stage("reading annotations", None))
     for other in settings.leave_out:
