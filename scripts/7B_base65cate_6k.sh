@@ -26,6 +26,7 @@ export LOG_PATH=${LOG_PATH:-"$OUTPUT_DIR/rollouts.txt"}
 # A scheduler's SIGTERM saves a checkpoint: give the step that is running this many seconds to end.
 export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-240}
 
+command -v torchrun > /dev/null || { echo "error: no torchrun here; run setup.sh, then: source .venv/bin/activate" >&2; exit 2; }
 exec torchrun \
   --nproc_per_node="$NPROC_PER_NODE" --nnodes="$NNODES" --node_rank="$NODE_RANK" \
   --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -590,3 +592,28 @@ def test_files_that_are_no_text_or_no_protocol_are_named(tmp_path: Path) -> None
     (tmp_path / "p.meta.json").write_text("[]")
     with pytest.raises(UserError, match="no JSON object"):
         load_meta(path)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_one_sentence(
+    tiny_qwen2_vl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """As the machine does when its memory runs out."""
+    asked = settings(tiny_qwen2_vl, tmp_path, processes=2, max_new_tokens=30)
+    partial = Path(asked.output + ".partial")
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any(path.stat().st_size for path in partial.glob("rank-*.jsonl")):
+                workers = [c for c in multiprocessing.active_children() if "Spawn" in type(c).__name__]
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(UserError, match="process . of 2 was ended .SIGKILL, as when .* finished replies are"):
+        infer.run(questions(pictures, 12), asked)
+    killer.join()
+    assert len(infer.run(questions(pictures, 12), asked)) == 72

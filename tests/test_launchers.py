@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def test_launchers_run_what_exists_with_flags_that_parse(name: str, tmp_path: Pa
     if match := re.search(r"= (\d+) prompts, (\d+) completions a step", header):
         assert int(match[1]) == 8 * args.prompts_per_step
         assert int(match[2]) == 8 * args.completions_per_step
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_without_torchrun_the_mend_is_said(name: str, tmp_path: Path) -> None:
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / name)], capture_output=True, text=True, env={"PATH": str(tmp_path)}
+    )
+    assert done.returncode == 2 and "source .venv/bin/activate" in done.stderr and not done.stdout
 
 
 def test_the_slurm_example_passes_nodes_on() -> None:

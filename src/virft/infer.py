@@ -267,13 +267,21 @@ def _spawn(
         # torch has ended the other processes; what they had written stays.
         refused = sorted(folder.glob("rank-*.error"))
         if not refused:
-            raise RuntimeError(
-                f"process {error.error_index} of {count} died ({error}); start again to continue"
+            raise UserError(
+                f"process {error.error_index + 1} of {count} was ended ({_ended(error)}); start again to "
+                "continue, finished replies are kept"
             ) from error
         message = refused[0].read_text(encoding="utf-8")
         for path in refused:
             path.unlink()
         raise UserError(message) from error
+
+
+def _ended(error: torch.multiprocessing.ProcessExitedException) -> str:
+    """How a process ended, in words."""
+    if error.signal_name == "SIGKILL":
+        return "SIGKILL, as when the machine's memory runs out"
+    return error.signal_name or f"exit code {error.exit_code}"
 
 
 def _spawned(
