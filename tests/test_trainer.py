@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from training_setup import log_without_times, write_rows
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from virft import tiny
 from virft.checkpoint import (
     Manifest,
     file_sizes,
@@ -359,6 +360,18 @@ def test_lora_leaves_the_base_alone_and_merges_exactly(
     assert differs == 2
     with pytest.raises(UserError, match="no adapter_config.json"):
         merge(tiny_qwen2_vl, tmp_path / "other")
+    other = tiny.build(tmp_path / "other_base", intermediate_size=128)
+    with pytest.raises(UserError, match="does not fit its base model .*other_base"):
+        merge(tmp_path / "adapter", tmp_path / "other", base=str(other))
+    for content, words in (
+        ("{", "not the configuration of an adapter"),
+        ("{}", "no 'base_model_name_or_path' in it"),
+        ('{"base_model_name_or_path": null}', "base_model_name_or_path is None"),
+    ):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            merge(tmp_path / "adapter", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def _targets(pattern: str, model: torch.nn.Module) -> list[str]:

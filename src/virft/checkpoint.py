@@ -195,14 +195,31 @@ def model_config(model: str | Path, revision: str | None = None) -> Any:
     adapter = Path(model) / "adapter_config.json"
     try:
         if adapter.is_file() and not (Path(model) / "config.json").is_file():
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return AutoConfig.from_pretrained(base)
+            return AutoConfig.from_pretrained(adapter_base(model))
         return AutoConfig.from_pretrained(str(model), revision=revision)
-    except KeyError as error:
-        raise UserError(f"{adapter}: no {error} in it, so it is no adapter of a model") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {model}: no configuration can be loaded from it ({reason})") from None
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The base model that a LoRA adapter names.
+
+    Raises:
+        UserError: an ``adapter_config.json`` that cannot be read, or names none.
+    """
+    path = Path(folder) / "adapter_config.json"
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except KeyError as error:
+        raise UserError(f"{path}: no {error} in it, so it is no adapter of a model") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the configuration of an adapter ({error})") from None
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base_model_name_or_path is {base!r}; write the base model's folder there")
+    return base
 
 
 def installed_versions() -> dict[str, str]:

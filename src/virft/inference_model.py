@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
-from virft.checkpoint import check_weights, read_manifest
+from virft.checkpoint import adapter_base, check_weights, read_manifest
 from virft.errors import UserError
 from virft.types import Sample
 
@@ -101,9 +101,9 @@ def load_model(model_path: str, dtype: torch.dtype, attn_implementation: str) ->
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     try:
         if (Path(model_path) / "adapter_config.json").is_file():
-            from peft import PeftConfig, PeftModel
+            from peft import PeftModel
 
-            base = PeftConfig.from_pretrained(model_path).base_model_name_or_path
+            base = adapter_base(model_path)
             check_weights(base)
             model = AutoModelForImageTextToText.from_pretrained(base, **options)
             model = PeftModel.from_pretrained(model, model_path).merge_and_unload()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from virft.checkpoint import (
     Manifest,
+    adapter_base,
     check_weights,
     model_config,
     read_manifest,
@@ -53,17 +54,25 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None, dtyp
     if (output / "config.json").exists():
         raise UserError(f"{output} holds a model already; give another folder")
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    base = base or adapter_base(adapter)
     config = model_config(base)
     check_weights(base)
     check_weights(adapter)
     check_folder("output", output)
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=getattr(torch, dtype))
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    processor = AutoProcessor.from_pretrained(adapter)
+    try:
+        processor = AutoProcessor.from_pretrained(adapter)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{adapter}: no processor can be loaded from it ({reason})") from error
+    try:
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (RuntimeError, ValueError) as error:  # PEFT's words for other shapes and other layers
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{adapter} does not fit its base model {base} ({reason}); give --base") from error
     size = processor.image_processor.size
     known = read_manifest(adapter) or Manifest(
         resolve_space(config), size["shortest_edge"], size["longest_edge"], model_type=config.model_type
