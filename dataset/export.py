@@ -20,6 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from virft.boxes import check_pixel_limits
 from virft.data.export import (
     JSON_LISTS,
     WRITERS,
@@ -69,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--{given[0]} is of the recipe, which --model_name_or_path asks for")
     if flags.cutoff_len is not None and flags.cutoff_len < 1:
         raise UserError("--cutoff_len must be at least 1")
-    if recipe and not 0 < flags.min_pixels <= flags.max_pixels:
-        raise UserError("--min_pixels must be positive and not above --max_pixels")
+    if recipe:
+        check_pixel_limits(flags.min_pixels, flags.max_pixels)
     if flags.output.resolve() == Path(flags.dataset_name).resolve():
         raise UserError(f"--output {flags.output} is the rows themselves; name another file")
     if flags.format in JSON_LISTS:

@@ -32,7 +32,7 @@ from virft.merge import merge
 from virft.probe import ENOUGH, SpaceProbe
 from virft.rewards.outcome import Outcome
 from virft.rewards.reward import Reward
-from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS
+from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS, load_processor
 from virft.shared_prefix_vision import SharedVision
 from virft.survival import claimed
 from virft.symmetric import VisionAlways
@@ -580,3 +580,9 @@ def test_a_text_only_forward_runs_the_vision_tower_and_changes_nothing(
     assert all(p.grad is not None and p.grad.eq(0).all() for p in model.model.visual.parameters())
     model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
     assert always.runs == 2
+
+
+def test_pixel_limits_that_contradict_each_other_are_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    args = VisualRFTConfig(output_dir=str(tmp_path), min_pixels=10**7, max_pixels=10**6, use_cpu=True)
+    with pytest.raises(UserError, match="--min_pixels 10000000 must be positive and not above --max_pixels"):
+        load_processor(str(tiny_qwen2_vl), args)

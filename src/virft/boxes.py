@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from virft.errors import UserError
 from virft.types import Box
 
 SPACES = ("norm1000", "abs_resized", "pixels", "xywh")
@@ -172,6 +173,16 @@ def _extent(space: str, image_size: Size | None, model_size: Size | None) -> tup
     if size is None or min(size) <= 0:
         raise ValueError(f"coordinate space {space} needs {name} (width, height), got {size!r}")
     return float(size[0]), float(size[1])
+
+
+def check_pixel_limits(min_pixels: int, max_pixels: int) -> None:
+    """Refuse limits of an image's area that contradict each other.
+
+    Raises:
+        UserError: naming both flags.
+    """
+    if not 0 < min_pixels <= max_pixels:
+        raise UserError(f"--min_pixels {min_pixels} must be positive and not above --max_pixels {max_pixels}")
 
 
 def resized(image_size: Size, min_pixels: int, max_pixels: int, factor: int = 28) -> Size:

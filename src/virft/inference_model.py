@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
+from virft.boxes import check_pixel_limits
 from virft.checkpoint import adapter_base, check_weights, read_manifest
 from virft.errors import UserError
 from virft.types import Sample
@@ -80,8 +81,7 @@ def load_processor(model_path: str, min_pixels: int | None, max_pixels: int | No
         size = processor.image_processor.size
         low = size["shortest_edge"] if min_pixels is None else min_pixels
         high = size["longest_edge"] if max_pixels is None else max_pixels
-        if not 0 < low <= high:
-            raise UserError(f"--min_pixels {low} must be positive and not above --max_pixels {high}")
+        check_pixel_limits(low, high)
         limits = {"shortest_edge": low, "longest_edge": high}
         return AutoProcessor.from_pretrained(model_path, size=limits)
     except OSError as error:

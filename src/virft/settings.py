@@ -19,7 +19,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from virft.boxes import FAMILY_SPACE
+from virft.boxes import FAMILY_SPACE, check_pixel_limits
 from virft.checkpoint import Manifest, model_config, read_manifest, resolve_space
 from virft.errors import UserError, unknown_flag
 from virft.files import check_folder
@@ -205,20 +205,17 @@ def resolve_vision(settings: TrainingConfig, model_name: str, config: Any) -> No
         settings.system_prompt = manifest.system_prompt
     if settings.coordinates == "auto":
         settings.coordinates = manifest.space or resolve_space(config)
-    if not 0 < settings.min_pixels <= settings.max_pixels:
-        raise UserError(
-            f"--min_pixels {settings.min_pixels} must be positive and not above --max_pixels "
-            f"{settings.max_pixels}"
-        )
+    check_pixel_limits(settings.min_pixels, settings.max_pixels)
 
 
 def load_processor(name: str, settings: TrainingConfig, revision: str | None = None) -> ProcessorMixin:
     """The processor of a model with the settings' pixel limits, which an assertion holds it to.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the limits contradict each other.
     """
     low, high = settings.min_pixels or MIN_PIXELS, settings.max_pixels or MAX_PIXELS
+    check_pixel_limits(low, high)
     try:
         processor = AutoProcessor.from_pretrained(
             name, revision=revision, min_pixels=low, max_pixels=high, padding_side="left"

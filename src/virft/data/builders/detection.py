@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from virft import prompts
-from virft.boxes import MODEL_SPACES, Size, convert, resized
+from virft.boxes import MODEL_SPACES, Size, check_pixel_limits, convert, resized
 from virft.data import solutions
 from virft.data.builders.choice import Choice, Chosen, choose
 from virft.data.builders.index import Index, open_read_only, size_of
@@ -110,8 +110,7 @@ class DetectionSettings:
                     "--coordinates abs_resized counts pixels of the image as the model sees it: pass the "
                     "training's --min_pixels and --max_pixels (norm1000 rows fit any: training converts them)"
                 )
-            if not 0 < low <= high:
-                raise UserError("--min_pixels must be positive and not above --max_pixels")
+            check_pixel_limits(low, high)
         elif self.min_pixels is not None or self.max_pixels is not None:
             raise UserError(
                 f"--min_pixels and --max_pixels are of --coordinates abs_resized, not of {self.space}"
