@@ -29,6 +29,7 @@ from virft.data.export import (
     write_dataset_info,
     write_lora_recipe,
 )
+from virft.data.mixture import load_mixture, parts_of
 from virft.data.training import load_rows
 from virft.errors import UserError, run_program
 
@@ -40,11 +41,19 @@ def parser() -> argparse.ArgumentParser:
     """The flags."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = flags.add_argument
-    add("--dataset_name", required=True, help="rows as training takes them: a file, a folder or a Hub id")
+    add(
+        "--dataset_name",
+        nargs="+",
+        required=True,
+        help="rows as training takes them: a file, a folder or a Hub id; several, with shares as in "
+        "a.jsonl:0.7, are mixed as training mixes them",
+    )
+    add("--seed", type=int, default=42, help="of a mixture, the training's (default: %(default)s)")
     add("--dataset_train_split", default="train", help="default: %(default)s")
     add("--image_folder", help="where relative image paths start (default: beside the rows' file)")
     add("--format", choices=list(WRITERS), required=True)
     add("--output", type=Path, required=True, help=f".json for {' and '.join(JSON_LISTS)}, else .jsonl")
+    add("--overwrite", action="store_true", help="replace a file that stands there")
     add("--absolute", action="store_true", help="absolute image paths (swift formats always have them)")
     add("--model_name_or_path", help="also write NAME_lora_sft.yaml for LLaMA-Factory, training this model")
     add("--min_pixels", type=int, help="of the recipe: the reinforcement run's")
@@ -72,11 +81,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--cutoff_len must be at least 1")
     if recipe:
         check_pixel_limits(flags.min_pixels, flags.max_pixels)
-    if flags.output.resolve() == Path(flags.dataset_name).resolve():
+    if flags.output.resolve() in [Path(part.name).resolve() for part in parts_of(flags.dataset_name)]:
         raise UserError(f"--output {flags.output} is the rows themselves; name another file")
+    if flags.output.exists() and not flags.overwrite:
+        raise UserError(f"--output {flags.output} exists: pass --overwrite, or name another file")
     if flags.format in JSON_LISTS:
         read_dataset_info(flags.output.parent)  # refuses a broken one before anything is written
-    rows = load_rows(flags.dataset_name, flags.dataset_train_split, flags.image_folder)
+    rows = load_mixture(
+        flags.dataset_name, load_rows, flags.dataset_train_split, flags.image_folder, flags.seed
+    )
     # ms-swift asks for absolute paths (its docs, Custom-dataset).
     absolute = flags.absolute or flags.format.startswith("swift")
     written = export(rows, flags.format, flags.output, absolute)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from virft.data.export import JSON_LISTS, WRITERS, export, write_dataset_info
 from virft.data.formats import kind_of, to_rows
+from virft.data.mixture import load_mixture
 from virft.data.training import load_rows, target_text
 from virft.errors import UserError
 from virft.parsing import parse_grounding
@@ -241,6 +242,24 @@ def test_an_export_into_a_linked_folder_finds_its_images(root: Path, tmp_path: P
         ["--dataset_name", str(tmp_path / "rows.jsonl"), "--format", "vlm-r1", "--output", str(out)]
     )
     assert load_rows(str(out))["image_sizes"] == [[[40, 30]]]
+
+
+def test_an_export_of_a_mixture_replaces_nothing_unasked(root: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        rows = [{"problem": f"{name}{n}", "solution": "s"} for n in range(6)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "swift.jsonl"
+    names = [f"{tmp_path / 'a.jsonl'}:2", f"{tmp_path / 'b.jsonl'}:1"]
+    flags = ["--dataset_name", *names, "--format", "swift-grpo", "--output", str(out)]
+    export_program(root)(flags)
+    whole = load_mixture(names, load_rows, seed=42)
+    assert load_rows(str(out))["problem"] == whole["problem"] and len(whole) == 9
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="swift.jsonl exists: pass --overwrite"):
+        export_program(root)([*flags, "--seed", "1"])
+    assert out.read_bytes() == before
+    export_program(root)([*flags, "--seed", "1", "--overwrite"])
+    assert out.read_bytes() != before
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_faulty_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
         (["a:nan"], "positive number"),
         (["a", "b:1"], "a has no share"),
         (["absent.yaml"], "absent.yaml: no such file"),
+        (["a:1", "b:1", "a:2"], "a is named twice"),
     ],
 )
 def test_faulty_names_are_refused(names: list[str], message: str) -> None:

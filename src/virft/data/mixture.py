@@ -57,8 +57,8 @@ def parts_of(names: Sequence[str]) -> list[Part]:
     """The parts that ``--dataset_name`` names: ``NAME``, ``NAME:SHARE``, or one YAML file.
 
     Raises:
-        UserError: nothing named, a share that is no positive number, only some with a share, or a faulty
-            YAML file.
+        UserError: nothing named, a set named twice, a share that is no positive number, only some with a
+            share, or a faulty YAML file.
     """
     if not names:
         raise UserError("--dataset_name is missing; give a file, a folder or a Hub id")
@@ -72,6 +72,11 @@ def parts_of(names: Sequence[str]) -> list[Part]:
     without = [part.name for part in parts if part.share is None]
     if without and len(without) < len(parts):
         raise UserError(f"{without[0]} has no share but other sets have: write {without[0]}:SHARE, or none")
+    twice = [(part.name, part.split) for part in parts]
+    if doubled := [name for name, split in twice if twice.count((name, split)) > 1]:
+        raise UserError(
+            f"{doubled[0]} is named twice: its rows would be repeated; name it once, with one share"
+        )
     return parts
 
 
