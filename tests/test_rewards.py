@@ -292,6 +292,19 @@ def test_mask_iou_of_polygons_and_boxes() -> None:
     huge = reply("[{'polygon': [0, 0, 1000000, 0, 1000000, 1000000, 0, 1000000]}]")
     assert value("mask_iou", huge, square) < 0.001
     assert value("mask_iou", reply("[{'polygon': [1, 2, 3, 4]}]"), square) == 0
+    speck = "{'polygon': [0, 0, 1, 0, 1, 1]}"
+    for far in (1000, 999_000):  # no junk far away may blur what is near
+        junk = f"{{'polygon': [{far}, {far}, {far + 1}, {far}, {far}, {far + 1}]}}"
+        assert value("mask_iou", reply(f"[{speck}, {junk}]"), square) < 0.001
+        assert value("mask_iou", reply(f"[{speck}, {junk}]"), reply(f"[{speck}]")) < 0.5
+    shifted = reply("[{'Position': [50, 0, 150, 100], 'Confidence': 1}]")
+    around = reply("[{'Position': [-50, -50, 150, 150], 'Confidence': 1}]")
+    assert value("mask_iou", shifted, square) == pytest.approx(1 / 3, abs=0.01)
+    assert value("mask_iou", around, square) == pytest.approx(1 / 4, abs=0.01)
+    flat = reply("[{'polygon': [0, 0, 400, 0, 400, 10, 0, 10]}]")
+    assert value("mask_iou", reply("[{'polygon': [0, 0, 400, 0, 400, 20, 0, 20]}]"), flat) == pytest.approx(
+        0.5, abs=0.05
+    )
     (reward,) = load_rewards(["mask_iou"])
     column = {"solution": box, "polygons": [[0, 0, 100, 0, 0, 100]]}
     assert reward.score(half, column).value == 1

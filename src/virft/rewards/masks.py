@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 from virft import parsing
@@ -20,7 +21,8 @@ def mask_iou(reply: str, columns: Mapping[str, Any], *, resolution: int = 512) -
     The reply's area is the union of its polygons, or of its boxes where it writes none. The true one is the
     union of the polygons in the column ``polygons`` (nested lists, in the row's coordinate space) or else
     of the solution's polygons or boxes. The grid has ``resolution`` cells along the longer side of the
-    rectangle around both areas, outlines included, so the value is off by a few cells along the outline.
+    rectangle around the true area, outlines included, so the value is off by a few cells along the outline;
+    see :func:`polygon_iou` for what lies outside.
     Neither has an area: 1; one: 0. Source: the IoU of one image that LISA's gIoU averages (arXiv
     2308.00692).
     """
@@ -63,30 +65,51 @@ def _outlines(reply: str) -> tuple[tuple[Polygon, ...] | None, str]:
     return outlines, "partial" if parsed.notes else "ok"
 
 
-def polygon_iou(first: Sequence[Polygon], second: Sequence[Polygon], resolution: int) -> float:
-    """IoU of two unions of polygons, both drawn on one grid around them."""
+def polygon_iou(answer: Sequence[Polygon], truth: Sequence[Polygon], resolution: int) -> float:
+    """IoU of two unions of polygons, drawn on a grid around the true one.
+
+    What of the answer lies outside of that grid is measured on another one, around both: were there a single
+    grid around both, a polygon far away would make its cells so large that anything near the truth meets it.
+    """
     from PIL import ImageChops
 
-    points = [point for polygon in (*first, *second) for point in polygon]
-    left, top = min(x for x, _ in points), min(y for _, y in points)
-    extent = max(max(x for x, _ in points) - left, max(y for _, y in points) - top)
-    scale = (resolution - 1) / extent if extent > 0 else 0.0
-    a, b = (_drawn(polygons, left, top, scale, resolution) for polygons in (first, second))
-    union = _area(ImageChops.logical_or(a, b))
-    return _area(ImageChops.logical_and(a, b)) / union if union else 0.0
+    near = _Grid(truth, resolution)
+    a, b = near.drawn(answer), near.drawn(truth)
+    union = near.area(ImageChops.logical_or(a, b))
+    far = _Grid((*answer, *truth), resolution)
+    if far.bounds != near.bounds:
+        union += far.area(far.drawn(answer, without=near.bounds))
+    return near.area(ImageChops.logical_and(a, b)) / union
 
 
-def _drawn(
-    polygons: Sequence[Polygon], left: float, top: float, scale: float, resolution: int
-) -> Image.Image:
-    from PIL import Image, ImageDraw
+class _Grid:
+    """Square cells over the rectangle around polygons, ``resolution`` of them along its longer side."""
 
-    image = Image.new("1", (resolution, resolution))
-    draw = ImageDraw.Draw(image)
-    for polygon in polygons:
-        draw.polygon([((x - left) * scale, (y - top) * scale) for x, y in polygon], fill=1, outline=1)
-    return image
+    def __init__(self, polygons: Sequence[Polygon], resolution: int) -> None:
+        xs, ys = zip(*(point for polygon in polygons for point in polygon), strict=True)
+        self.bounds = min(xs), min(ys), max(xs), max(ys)
+        sides = self.bounds[2] - self.bounds[0], self.bounds[3] - self.bounds[1]
+        self.scale = (resolution - 1) / (max(sides) or 1.0)
+        self.size = tuple(round(side * self.scale) + 1 for side in sides)
 
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        return (x - self.bounds[0]) * self.scale, (y - self.bounds[1]) * self.scale
 
-def _area(image: Image.Image) -> int:
-    return sum(image.histogram()[1:])
+    def drawn(
+        self, polygons: Sequence[Polygon], without: tuple[float, float, float, float] | None = None
+    ) -> Image.Image:
+        """The cells that the polygons cover, their outlines included; none that touch ``without``."""
+        from PIL import Image, ImageDraw
+
+        image = Image.new("1", self.size)
+        draw = ImageDraw.Draw(image)
+        for polygon in polygons:
+            draw.polygon([self._place(x, y) for x, y in polygon], fill=1, outline=1)
+        if without is not None:
+            (x1, y1), (x2, y2) = self._place(*without[:2]), self._place(*without[2:])
+            draw.rectangle((floor(x1), floor(y1), ceil(x2), ceil(y2)), fill=0)
+        return image
+
+    def area(self, image: Image.Image) -> float:
+        """Area of the cells that are set, in the polygons' own units."""
+        return sum(image.histogram()[1:]) / self.scale**2
