@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virft.errors import run_program
 from virft.evaluate import classification
 from virft.evaluate.flags import parse
+from virft.programs import run_program
 
 
 @dataclass

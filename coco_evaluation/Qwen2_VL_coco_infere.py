@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from virft.errors import run_program
 from virft.evaluate import coco
 from virft.evaluate.flags import parse
+from virft.programs import run_program
 
 
 @dataclass

@@ -38,7 +38,8 @@ from virft.data.classification import (
     read_classes,
     with_classes,
 )
-from virft.errors import UserError, run_program
+from virft.errors import UserError
+from virft.programs import run_program
 from virft.prompts import SUBJECTS
 
 

@@ -40,7 +40,7 @@ from virft.data.builders.progress import bars
 from virft.data.builders.readers import READERS
 from virft.data.builders.rules import UNITS, BoxRules
 from virft.data.coco import CATEGORY_PRESETS
-from virft.errors import run_program
+from virft.programs import run_program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from virft.data.builders.labelled import grounding_drafts, write_drafts
 from virft.data.builders.output import Target, combined_fingerprint
 from virft.data.builders.progress import bars
 from virft.data.lisa import TRUTH_RULES, read_split
-from virft.errors import run_program
+from virft.programs import run_program
 
 
 def parser() -> argparse.ArgumentParser:

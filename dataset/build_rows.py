@@ -28,7 +28,8 @@ from virft.data.builders.output import Target, fingerprint
 from virft.data.builders.progress import bars
 from virft.data.coordinates import ROW_SPACE
 from virft.data.records import records
-from virft.errors import UserError, run_program
+from virft.errors import UserError
+from virft.programs import run_program
 
 
 def parser() -> argparse.ArgumentParser:

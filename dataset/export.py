@@ -31,7 +31,8 @@ from virft.data.export import (
 )
 from virft.data.mixture import load_mixture, parts_of
 from virft.data.training import load_rows
-from virft.errors import UserError, run_program
+from virft.errors import UserError
+from virft.programs import run_program
 
 CUTOFF = 2048
 """Tokens of a sample in the recipe."""

@@ -947,7 +947,7 @@ def test_a_killed_build_leaves_no_set_and_starts_again_cleanly(root: Path, tmp_p
 SLEEPERS = """
 import sys, time
 from virft.data.builders.ordered import ordered_map
-from virft.errors import run_program
+from virft.programs import run_program
 
 def work(item):
     import os

@@ -18,7 +18,8 @@ from training_setup import ROOT, flags, torchrun, write_rows
 from virft import grpo
 from virft.checkpoint import read_manifest
 from virft.data.training import load_rows, to_prompts
-from virft.errors import UserError, run_program
+from virft.errors import UserError
+from virft.programs import run_program
 from virft.settings import ModelArguments, RowArguments, parse_flags
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 

@@ -294,7 +294,7 @@ PROGRAM = textwrap.dedent(
     sys.path.insert(0, sys.argv[1])
     from test_infer import questions, settings
     from virft import infer
-    from virft.errors import run_program
+    from virft.programs import run_program
 
     def main():
         _, _, model, pictures, folder, processes, tokens = sys.argv

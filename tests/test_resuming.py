@@ -18,7 +18,8 @@ from training_setup import flags, log_without_times, write_rows
 
 from virft import grpo, sft
 from virft.checkpoint import last_checkpoint, read_manifest, saved_whole
-from virft.errors import UserError, no_room, run_program
+from virft.errors import UserError, no_room
+from virft.programs import run_program
 
 RUN = {"max_steps": 2, "resume_from_checkpoint": "auto", "use_cpu": "true"}
 

@@ -329,6 +329,8 @@ def test_classes_and_their_aliases(answer: str, aliases: Any, expected: float) -
 
 
 def test_a_solution_that_cannot_be_read_is_named_as_such() -> None:
+    boxes = solution_of([(1, 2, 3, 4)])
+    assert load_rewards(["accuracy"])[0].score(boxes, {"solution": boxes}) == Outcome(0.0, "bad_solution")
     for name in (*DETECTION, "mask_iou"):
         (reward,) = load_rewards([name])
         for broken in ("what?", "<answer>[{'Position': [1, 2, 3]}]</answer>"):

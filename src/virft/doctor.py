@@ -28,8 +28,9 @@ from packaging.requirements import Requirement
 from virft.boxes import resized
 from virft.checkpoint import installed_versions
 from virft.data.training import prepared_rows, prompt_lengths, target_text
-from virft.errors import UserError, run_program
+from virft.errors import UserError
 from virft.memory_estimate import GIB, Plan, Shape, alternatives, estimate, shape_of, zero_settings
+from virft.programs import run_program
 from virft.rewards import check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
 from virft.settings import (

@@ -21,8 +21,9 @@ from virft.checkpoint import (
     saved_whole,
     write_manifest,
 )
-from virft.errors import UserError, run_program
+from virft.errors import UserError
 from virft.files import check_folder
+from virft.programs import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> None:

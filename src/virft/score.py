@@ -23,7 +23,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from virft.errors import UserError, run_program
+from virft.errors import UserError
+from virft.programs import run_program
 from virft.rewards import Outcome, Reward, describe_rewards, load_rewards, scored
 
 SAME = 1e-9

@@ -23,8 +23,9 @@ from virft.boxes import SPACES, convert
 from virft.data.coordinates import ROW_SPACE
 from virft.data.formats import USERS
 from virft.data.training import load_rows
-from virft.errors import UserError, named, run_program
+from virft.errors import UserError, named
 from virft.parsing import parse_detections, parse_grounding
+from virft.programs import run_program
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from virft.errors import UserError, run_program
+from virft.errors import UserError
 from virft.evaluate.flags import parse
+from virft.programs import run_program
 
 SUITES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {

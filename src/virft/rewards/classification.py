@@ -20,7 +20,7 @@ def accuracy(reply: str, columns: Mapping[str, Any]) -> Outcome:
         UserError: the column ``aliases`` is neither.
     """
     truth = parsing.parse_class(columns["solution"])
-    if not truth.ok:
+    if not truth.ok or parsing.parse_detections(columns["solution"]).value:  # boxes: a row of another task
         return Outcome(0.0, "bad_solution")
     answer = parsing.parse_class(reply)
     if not answer.ok:
