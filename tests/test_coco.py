@@ -164,6 +164,21 @@ def test_what_is_no_annotation_file_is_refused(content: str | None, sentence: st
         coco.load_annotations(path)
 
 
+def test_annotations_that_do_not_count_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = annotations()
+    content["annotations"][1]["image_id"] = "11"  # text and numbers are the same id
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    coco.load_annotations(path)
+    assert not caplog.messages
+    content["annotations"][2]["category_id"] = 99
+    path.write_text(json.dumps(content))
+    coco.load_annotations(path)
+    assert "1 of 3 do not count, for their category_id is none of its categories; the first is entry 2" in (
+        caplog.text
+    )
+
+
 def test_refusals_of_the_sample_builder(folder: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         coco.detection_samples(annotations(), folder / "nowhere")

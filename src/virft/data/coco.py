@@ -7,6 +7,7 @@ parts of ``coco_url`` below the image folder (``val2017/000000000139.jpg``), COC
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,8 @@ from virft import prompts
 from virft.data.records import read_json
 from virft.errors import UserError
 from virft.types import Sample
+
+log = logging.getLogger(__name__)
 
 NOVEL_15 = (
     "mouse",
@@ -85,7 +88,8 @@ CANDIDATES = ("all", "ground_truth")
 
 
 def load_annotations(path: str | Path) -> dict[str, Any]:
-    """Read and check a COCO- or LVIS-format annotation file.
+    """Read and check a COCO- or LVIS-format annotation file. Annotations of images or categories that it does
+    not hold, as a file cut to fewer images keeps them, are warned about.
 
     Raises:
         UserError: no such file, no JSON, or a list that it must have is missing or empty.
@@ -110,6 +114,15 @@ def load_annotations(path: str | Path) -> dict[str, Any]:
             missing = [f for f in fields if f not in entry]
             if missing:
                 raise UserError(f"annotations {path}: entry {number} of {key!r} has no {missing[0]!r}")
+    for field, key in (("image_id", "images"), ("category_id", "categories")):
+        known = {str(entry["id"]) for entry in content[key]}
+        strays = [n for n, a in enumerate(content["annotations"]) if str(a[field]) not in known]
+        if strays:
+            log.warning(
+                "annotations %s: %d of %d do not count, for their %s is none of its %s; the first is entry "
+                "%d",
+                path, len(strays), len(content["annotations"]), field, key, strays[0],
+            )  # fmt: skip
     return content
 
 
