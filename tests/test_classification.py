@@ -63,6 +63,21 @@ def test_an_alias_is_right():
     assert [row.right for row in metrics.score(rows).rows] == [True, False]
 
 
+def test_spellings_of_one_class_are_one_class():
+    labels = ["Red rose", "red_rose", "red rose", "tulip"]
+    rows = [prediction(str(n), reply("RED ROSE"), label) for n, label in enumerate(labels)]
+    assert [(c.name, c.images, c.right) for c in metrics.score(rows).classes] == [
+        ("Red rose", 3, 3),
+        ("tulip", 1, 0),
+    ]
+    assert [c.name for c in metrics.score(rows, ["Tulip", "Red Rose"]).classes] == ["Tulip", "Red Rose"]
+
+
+def test_an_alias_that_is_another_class_takes_nothing_from_it():
+    rows = [prediction("1", reply("b"), "a", ("b",)), prediction("2", reply("b"), "b")]
+    assert [(c.name, c.images, c.right) for c in metrics.score(rows).classes] == [("a", 1, 1), ("b", 1, 1)]
+
+
 def test_the_paper_rule_is_the_reference_s(shared_data):
     for line in (shared_data / "classification.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

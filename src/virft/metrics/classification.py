@@ -96,7 +96,11 @@ def score(predictions: Iterable[Prediction], classes: Sequence[str] = ()) -> Cla
         label = prediction.meta.get("label")
         if not isinstance(label, str) or not label:
             raise UserError(f"prediction {prediction.id!r} has no class label in its meta")
-        for name in (label, *prediction.meta.get("aliases", ())):
+        canonical.setdefault(parsing.normalize_class(label), label)
+    # After all labels: a class's own name goes before another's alias.
+    for prediction in predictions:
+        label = canonical[parsing.normalize_class(prediction.meta["label"])]
+        for name in prediction.meta.get("aliases", ()):
             canonical.setdefault(parsing.normalize_class(name), label)
     rows = tuple(_judge(prediction, canonical) for prediction in predictions)
     order = {name: number for number, name in enumerate(dict.fromkeys(canonical.values()))}
@@ -122,7 +126,8 @@ def _judge(prediction: Prediction, canonical: dict[str, str]) -> Judged:
     accepted = {parsing.normalize_class(name) for name in (truth, *prediction.meta.get("aliases", ()))}
     return Judged(
         id=prediction.id,
-        truth=truth,
+        # Labels that no reply can tell apart, such as "Red rose" and "red_rose", are one class.
+        truth=canonical[parsing.normalize_class(truth)],
         answer=canonical.get(key, parsed.value) if parsed.ok else "",
         right=parsed.ok and key in accepted,
         right_paper_rule=paper_rule(prediction.reply, truth),
