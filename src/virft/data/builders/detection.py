@@ -16,6 +16,7 @@ from virft import prompts
 from virft.boxes import MODEL_SPACES, Size, check_pixel_limits, convert, resized
 from virft.data import solutions
 from virft.data.builders.choice import Choice, Chosen, choose
+from virft.data.builders.entries import image_size
 from virft.data.builders.index import Index, open_read_only, size_of
 from virft.data.builders.ordered import ordered_map
 from virft.data.builders.output import (
@@ -29,15 +30,10 @@ from virft.data.builders.output import (
     write_manifest,
 )
 from virft.data.builders.progress import Stage, silent
-from virft.data.builders.readers import (
-    READERS,
-    TABLE_SPACES,
-    image_size,
-    label_files,
-    yolo_folders,
-    yolo_settings,
-)
+from virft.data.builders.readers import READERS
 from virft.data.builders.rules import BoxRules
+from virft.data.builders.table import TABLE_SPACES
+from virft.data.builders.yolo import label_files, yolo_folders, yolo_settings
 from virft.data.classification import image_files
 from virft.data.coco import choose_categories, shown
 from virft.data.sources import read_table

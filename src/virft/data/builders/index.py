@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from virft.boxes import Size
+from virft.data.builders.entries import BoxEntry, CategoryEntry, Entry, ImageEntry, image_size
 from virft.data.builders.ordered import ordered_map
-from virft.data.builders.readers import BoxEntry, CategoryEntry, Entry, ImageEntry, image_size
 from virft.data.builders.rules import BoxRules, RawBox, judge
 from virft.errors import UserError
 
@@ -37,11 +37,12 @@ CREATE TABLE categories (position INTEGER PRIMARY KEY, id TEXT UNIQUE, name TEXT
 CREATE TABLE images (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, path TEXT, width INT, height INT, absent TEXT, incomplete TEXT
 );
-CREATE TABLE boxes (image TEXT, category TEXT, x REAL, y REAL, width REAL, height REAL, crowd INT, place
-TEXT); CREATE TABLE pairs (image INT, category INT, boxes TEXT, PRIMARY KEY (image, category)) WITHOUT
-ROWID; CREATE TABLE left_out (image INT, category INT, reason TEXT, PRIMARY KEY (image, category)) WITHOUT
-ROWID; CREATE TABLE chosen (image INT, category INT, boxes TEXT, PRIMARY KEY (image, category)) WITHOUT
-ROWID;
+CREATE TABLE boxes (
+    image TEXT, category TEXT, x REAL, y REAL, width REAL, height REAL, crowd INT, place TEXT
+);
+CREATE TABLE pairs (image INT, category INT, boxes TEXT, PRIMARY KEY (image, category)) WITHOUT ROWID;
+CREATE TABLE left_out (image INT, category INT, reason TEXT, PRIMARY KEY (image, category)) WITHOUT ROWID;
+CREATE TABLE chosen (image INT, category INT, boxes TEXT, PRIMARY KEY (image, category)) WITHOUT ROWID;
 """
 
 

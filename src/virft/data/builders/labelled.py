@@ -13,6 +13,7 @@ from virft import parsing, prompts
 from virft.boxes import convert
 from virft.data import solutions
 from virft.data.builders.choice import rank, shots
+from virft.data.builders.entries import image_size
 from virft.data.builders.ordered import ordered_map
 from virft.data.builders.output import (
     Target,
@@ -22,7 +23,6 @@ from virft.data.builders.output import (
     write_manifest,
 )
 from virft.data.builders.progress import Stage, silent
-from virft.data.builders.readers import image_size
 from virft.data.classification import ImageSet
 from virft.data.lisa import Annotation, TruthRule, truth_box
 from virft.errors import UserError

@@ -9,9 +9,10 @@ from typing import Any
 from virft import parsing
 from virft.boxes import convert
 from virft.data import formats, solutions
+from virft.data.builders.entries import image_size
 from virft.data.builders.labelled import Draft
-from virft.data.builders.readers import TABLE_SPACES, image_size
 from virft.data.builders.rules import BoxRules
+from virft.data.builders.table import TABLE_SPACES
 from virft.data.coordinates import ROW_SPACE
 from virft.errors import UserError
 from virft.prompts import COORDINATE_PHRASE, in_space
