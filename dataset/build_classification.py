@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from virft.data.builders.labelled import classification_drafts, per_class, write_drafts
-from virft.data.builders.output import Target, fingerprint, listing_sha256
+from virft.data.builders.manifest import fingerprint, listing_sha256
+from virft.data.builders.output import Target
 from virft.data.builders.progress import bars
 from virft.data.classification import (
     KNOWN,

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 from virft.data.builders.labelled import grounding_drafts, write_drafts
-from virft.data.builders.output import Target, combined_fingerprint
+from virft.data.builders.manifest import combined_fingerprint
+from virft.data.builders.output import Target
 from virft.data.builders.progress import bars
 from virft.data.lisa import TRUTH_RULES, read_split
 from virft.programs import run_program

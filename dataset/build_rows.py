@@ -24,7 +24,8 @@ from pathlib import Path
 
 from virft.data.builders import own_rows
 from virft.data.builders.labelled import write_drafts
-from virft.data.builders.output import Target, fingerprint
+from virft.data.builders.manifest import fingerprint
+from virft.data.builders.output import Target
 from virft.data.builders.progress import bars
 from virft.data.coordinates import ROW_SPACE
 from virft.data.records import records

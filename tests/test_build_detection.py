@@ -26,8 +26,9 @@ from virft.boxes import convert, iou, resized
 from virft.data.builders.choice import rank, shots
 from virft.data.builders.detection import DetectionSettings, build
 from virft.data.builders.ordered import ordered_map
-from virft.data.builders.output import Target, naming_disk_faults, working_folder
+from virft.data.builders.output import Target
 from virft.data.builders.rules import BoxRules, RawBox, judge
+from virft.data.builders.workplace import naming_disk_faults, working_folder
 from virft.data.coco import CATEGORY_PRESETS
 from virft.data.json_stream import elements
 from virft.data.records import read_json, records

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from virft.data.builders.output import naming_disk_faults, relative_path
+from virft.data.builders.output import relative_path
+from virft.data.builders.workplace import naming_disk_faults
 from virft.data.formats import IMAGE_MARK, Row
 from virft.data.records import read_json
 from virft.data.training import target_text

@@ -18,21 +18,20 @@ from virft.data import solutions
 from virft.data.builders.choice import Choice, Chosen, choose
 from virft.data.builders.entries import image_size
 from virft.data.builders.index import Index, open_read_only, size_of
-from virft.data.builders.ordered import ordered_map
-from virft.data.builders.output import (
-    Target,
+from virft.data.builders.manifest import (
     combined_fingerprint,
     fingerprint,
     is_built,
     listing_sha256,
-    naming_disk_faults,
-    working_folder,
     write_manifest,
 )
+from virft.data.builders.ordered import ordered_map
+from virft.data.builders.output import Target
 from virft.data.builders.progress import Stage, silent
 from virft.data.builders.readers import READERS
 from virft.data.builders.rules import BoxRules
 from virft.data.builders.table import TABLE_SPACES
+from virft.data.builders.workplace import naming_disk_faults, working_folder
 from virft.data.builders.yolo import label_files, yolo_folders, yolo_settings
 from virft.data.classification import image_files
 from virft.data.coco import choose_categories, shown

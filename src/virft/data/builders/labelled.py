@@ -14,15 +14,11 @@ from virft.boxes import convert
 from virft.data import solutions
 from virft.data.builders.choice import rank, shots
 from virft.data.builders.entries import image_size
+from virft.data.builders.manifest import is_built, write_manifest
 from virft.data.builders.ordered import ordered_map
-from virft.data.builders.output import (
-    Target,
-    is_built,
-    naming_disk_faults,
-    working_folder,
-    write_manifest,
-)
+from virft.data.builders.output import Target
 from virft.data.builders.progress import Stage, silent
+from virft.data.builders.workplace import naming_disk_faults, working_folder
 from virft.data.classification import ImageSet
 from virft.data.lisa import Annotation, TruthRule, truth_box
 from virft.errors import UserError

@@ -1,38 +1,23 @@
 """Writing a set: JSONL with relative paths, parquet or a ``save_to_disk`` folder with the images inside.
 
-A set appears whole, by rename, or not at all; a manifest beside it says what it was made from.
+A set appears whole, by rename, or not at all.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
 import json
 import os
-import re
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import virft
+from virft.data.builders.workplace import MANIFEST_SUFFIX, naming_disk_faults, replacing_tree
 from virft.errors import UserError
-from virft.files import replacing
 
 Kind = Literal["jsonl", "parquet", "folder"]
-MANIFEST_SUFFIX = ".manifest.json"
-INDEX_FAULTS = (
-    "disk I/O error",
-    "unable to open database file",
-    "attempt to write a readonly database",
-    "database is locked",
-)
-"""What SQLite says of a disk that does not take the index; its other errors are mistakes of ours."""
 ROW_GROUP = 100
 """Rows of a parquet row group: with an image each, some ten megabytes, which readers hold in memory at
 once."""
@@ -248,201 +233,3 @@ def _peek(rows: Iterator[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Iterato
         yield from rows
 
     return first, all_rows()
-
-
-@contextmanager
-def replacing_tree(path: Path) -> Iterator[Path]:
-    """As :func:`virft.files.replacing`, for a file or a folder."""
-    if path.suffix:
-        with replacing(path) as unfinished:
-            yield unfinished
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # A folder is not removed in one step: it must be out of sight before.
-    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    try:
-        yield unfinished
-        if path.is_dir():
-            path.rename(old)
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def naming_disk_faults(folder: Path) -> Iterator[None]:
-    """Turn the errors of a full disk, and of a folder that cannot be made or written, into one sentence.
-
-    Raises:
-        UserError: naming the disk or the path.
-    """
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        code = getattr(error, "errno", None)
-        if code in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
-            raise UserError(
-                f"{folder}: the disk is full; nothing of the set was left there: free space, or name another "
-                "--output, or another --work_folder for the index"
-            ) from error
-        if code is None and str(error) in INDEX_FAULTS:
-            raise UserError(
-                f"{folder}: the index cannot be written ({error}): is a quota or a size limit reached? "
-                "name another --work_folder for it"
-            ) from error
-        if code is None:
-            raise
-        raise UserError(f"{error.filename or folder}: {error.strerror}; name another --output") from error
-
-
-@contextmanager
-def working_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
-    """A folder for temporary files of the build of ``target``; what a killed build left in it is removed.
-
-    Args:
-        target: the set.
-        parent: where to make the folder; by default beside the set.
-
-    Raises:
-        UserError: another process builds the same set.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder = target.parent / f".{target.name}.build"
-    beside.mkdir(exist_ok=True)
-    with open(beside / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{target}: another process is building it ({beside} is locked)") from None
-        try:
-            if parent is not None:
-                # Sets of one name from several folders may be built in one place.
-                where = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:8]
-                folder = parent / f".{target.name}.{where}.build"
-                folder.mkdir(parents=True, exist_ok=True)
-            _remove_stale(target, folder)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(beside, ignore_errors=True)
-
-
-def _remove_stale(target: Path, folder: Path) -> None:
-    """Remove what a killed build of ``target`` left beside it and in its working folder."""
-    # Not a glob: the name may hold a bracket, and ".a.*" would also be what a build of a.jsonl is writing.
-    ours = re.compile(
-        rf"\.{re.escape(target.name)}({re.escape(MANIFEST_SUFFIX)})?\.\d+(\.old)?\.tmp(\.cache)?"
-    )
-    stale = [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]
-    for path in (*stale, *(path for path in folder.iterdir() if path.name != "lock")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Path, size and SHA-256 of a file; of a folder, of all files in it.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if path.is_dir():
-        return combined_fingerprint(path, (file for file in path.rglob("*") if file.is_file()))
-    if not path.is_file():
-        raise UserError(f"{path}: no such file or folder")
-    return {"path": path.as_posix(), "bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def combined_fingerprint(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
-    """Path of a folder, number and size of some files in it, and one SHA-256 of their names and contents."""
-    total, count, size = hashlib.sha256(), 0, 0
-    for file in sorted(files):
-        total.update(os.fsencode(f"{file.relative_to(folder).as_posix()}\0{_sha256(file)}\n"))
-        count += 1
-        size += file.stat().st_size
-    return {"path": folder.as_posix(), "files": count, "bytes": size, "sha256": total.hexdigest()}
-
-
-def listing_sha256(items: Iterable[Sequence[str]]) -> str:
-    """One SHA-256 of lines of words, such as images and their labels."""
-    total = hashlib.sha256()
-    for words in items:
-        total.update(("\0".join(words) + "\n").encode(errors="surrogateescape"))
-    return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_built(target: Target, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
-    """Whether the set stands there as these settings build it. Settings hold the sources' fingerprints.
-
-    Args:
-        target: the set.
-        settings: as :func:`write_manifest` writes them.
-        overwrite: whether what stands there may be replaced.
-
-    Raises:
-        UserError: something else stands there, or what must not be replaced.
-    """
-    source = settings.get("source", {}).get("path")
-    if source is not None and target.path.resolve() == Path(source).resolve():
-        raise UserError(f"--output {target.path} is the source itself; name another")
-    if not target.path.exists():
-        return False
-    _check_replaceable(target)
-    if overwrite:
-        return False
-    made = _read_manifest(target)
-    if made.get("settings") == settings and made.get("output") == fingerprint(target.path):
-        return True
-    raise UserError(f"{target.path}: exists and was not built so: pass --overwrite, or another --output")
-
-
-def _read_manifest(target: Target) -> dict[str, Any]:
-    """The manifest beside a set; empty where there is none, or what stands there is none."""
-    try:
-        made = json.loads(target.manifest.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return made if isinstance(made, dict) else {}
-
-
-def _check_replaceable(target: Target) -> None:
-    """Refuse to replace what no builder wrote.
-
-    Raises:
-        UserError: where a file should go stands a folder or the other way round; or a folder that holds
-            anything but a set.
-    """
-    path = target.path
-    if path.is_dir() != (target.kind == "folder"):
-        kinds = ("file", "folder") if path.is_dir() else ("folder", "file")
-        raise UserError(f"--output {path}: a {kinds[1]} stands where a {kinds[0]} is to be written")
-    if path.is_dir() and any(path.iterdir()) and not (path / "dataset_dict.json").is_file():
-        raise UserError(f"--output {path}: a folder that is no set of rows is not replaced; name another")
-
-
-def write_manifest(
-    target: Target, command: str, settings: Mapping[str, Any], counts: Mapping[str, Any], written: Path
-) -> None:
-    """Write the manifest beside a set. It holds no time and no machine: the same command gives the same
-    bytes.
-
-    Args:
-        target: the set.
-        command: as the user typed it.
-        settings: every option that the rows depend on, and the sources' fingerprints.
-        counts: of what was found, kept and left out.
-        written: where the set stands, which is about to be renamed to its place.
-    """
-    manifest = {
-        "command": command,
-        "virft": virft.__version__,
-        "settings": settings,
-        "counts": counts,
-        "output": {**fingerprint(written), "path": target.path.as_posix()},
-    }
-    with naming_disk_faults(target.path.parent), replacing(target.manifest) as unfinished:
-        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
