@@ -16,7 +16,8 @@ import psutil
 import torch
 
 from virft import doctor, grpo
-from virft.data.training import prepared_rows, prompt_lengths
+from virft.data.lengths import prompt_lengths, visual_tokens
+from virft.data.training import prepared_rows
 from virft.memory_estimate import estimate, shape_of
 from virft.settings import check_model, load_processor, quiet_libraries, resolve_vision
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
     resolve_vision(args, model.model_name_or_path, config)
     processor = load_processor(model.model_name_or_path, args)
     rows = prepared_rows(rows_args.dataset_name, "train", None, args, processor)
-    lengths, visual = prompt_lengths(rows, processor), doctor.visual_tokens(rows, args)
+    lengths, visual = prompt_lengths(rows, processor), visual_tokens(rows, processor)
     longest = max(range(len(rows)), key=lengths.__getitem__)
     shape = shape_of(config, model.lora_target_modules, model.lora_r if model.use_peft else 0)
     config._attn_implementation = model.attn_implementation

@@ -13,11 +13,10 @@ from virft import prompts
 from virft.boxes import resized
 from virft.data import validate
 from virft.data.coordinates import convert_answer, convert_rows
+from virft.data.lengths import drop_long, prompt_lengths
 from virft.data.training import (
     data_hash,
-    drop_long,
     load_rows,
-    prompt_lengths,
     target_text,
     to_prompts,
 )

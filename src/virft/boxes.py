@@ -30,6 +30,9 @@ FAMILY_SPACE: Mapping[str, str] = MappingProxyType(
 
 Size = tuple[int, int]
 
+TOKEN_SIDE = 28
+"""Pixels of a visual token's side in both families: patch 14 x merge 2."""
+
 
 def area(box: Sequence[float]) -> float:
     """Area of x1, y1, x2, y2; 0 where a corner pair is inverted."""
@@ -185,10 +188,10 @@ def check_pixel_limits(min_pixels: int, max_pixels: int) -> None:
         raise UserError(f"--min_pixels {min_pixels} must be positive and not above --max_pixels {max_pixels}")
 
 
-def resized(image_size: Size, min_pixels: int, max_pixels: int, factor: int = 28) -> Size:
+def resized(image_size: Size, min_pixels: int, max_pixels: int, factor: int = TOKEN_SIDE) -> Size:
     """(width, height) to which Qwen2-VL's and Qwen2.5-VL's image processors resize an image.
 
-    Both sides become multiples of ``factor`` (patch 14 x merge 2), the area lies within the two limits, the
+    Both sides become multiples of ``factor``, the area lies within the two limits, the
     aspect ratio is kept as nearly as that allows (the families' ``smart_resize``; a test compares with it).
 
     Raises:

@@ -19,15 +19,15 @@ from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from math import inf, prod
+from math import inf
 from typing import Any
 
 import torch
 from packaging.requirements import Requirement
 
-from virft.boxes import resized
 from virft.checkpoint import installed_versions
-from virft.data.training import prepared_rows, prompt_lengths, target_text
+from virft.data.lengths import prompt_lengths, visual_tokens
+from virft.data.training import prepared_rows, target_text
 from virft.errors import UserError
 from virft.memory_estimate import GIB, Plan, Shape, alternatives, estimate, shape_of, zero_settings
 from virft.programs import run_program
@@ -143,7 +143,7 @@ def report(
     )
     args.max_prompt_length = limit
     lengths = prompt_lengths(rows, processor)
-    visual = visual_tokens(rows, args)
+    visual = visual_tokens(rows, processor)
     yield "rows", list(_rows(rows, lengths, visual, args, processor, problems))
     yield "rewards", list(_rewards(rewards, rows, problems))
     yield "batch", list(_batch(len(rows), doctor, args, problems))
@@ -186,14 +186,6 @@ def conflicts() -> list[str]:
                     "bash setup.sh"
                 )
     return found
-
-
-def visual_tokens(rows: Any, args: VisualRFTConfig) -> list[int]:
-    """Visual tokens of each row, over all its images."""
-    return [
-        sum(prod(resized((w, h), args.min_pixels, args.max_pixels)) // 28**2 for w, h in sizes)
-        for sizes in rows["image_sizes"]
-    ]
 
 
 def _rows(

@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from virft.boxes import TOKEN_SIDE
 from virft.errors import UserError
 from virft.memory import PARTS
 
@@ -358,7 +359,9 @@ def alternatives(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
         half = plan.completion // 2
         options.append((f"--max_completion_length {half}", {"completion": half}))
     if half := plan.visual // 2:
-        options.append((f"--max_pixels {half * 28**2}", {"visual": half, "prompt": plan.prompt - half}))
+        options.append(
+            (f"--max_pixels {half * TOKEN_SIDE**2}", {"visual": half, "prompt": plan.prompt - half})
+        )
     return options
 
 

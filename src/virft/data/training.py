@@ -12,23 +12,20 @@ row's boxes.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import math
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from virft import prompts
-from virft.boxes import resized
 from virft.data.coordinates import convert_rows
 from virft.data.formats import IMAGE_COLUMNS, table_of_rows, told_apart
+from virft.data.lengths import drop_long
 from virft.data.mixture import load_mixture
+from virft.data.row_images import image_lists, image_sizes
 from virft.data.sources import read_table
 from virft.errors import UserError, named
-from virft.image_header import refuse_deep, shown_size
 
 if TYPE_CHECKING:
     import datasets
@@ -89,19 +86,12 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
         table, features = table_of_rows(table, name)[0], None
         logger.warning("%s: %s", name, read_as)
     table = _ask(table, name)
-    _check_columns(table.column_names, name)
-    for column in ("problem", "solution"):
-        _check_text(table.column(column), column, name)
-    for column in OPTIONAL_TEXTS:
-        if column in table.column_names:
-            _check_text(table.column(column), column, name, optional=True)
-
+    _check_words(table, name)
     image_column = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
     start = Path(image_folder).expanduser() if image_folder is not None else folder
     if image_folder is not None and not start.is_dir():
         raise UserError(f"--image_folder {image_folder}: no such folder")
-    images = _image_lists(table, image_column, start, name)
-    sizes = _image_sizes(images, name)
+    images = image_lists(table, image_column, start, name)
     kept = [c for c in table.column_names if c not in (*IMAGE_COLUMNS, "image_sizes")]
     schema = (
         Features({c: features[c] for c in kept})
@@ -111,7 +101,7 @@ def load_rows(name: str, split: str = "train", image_folder: str | Path | None =
     schema["images"] = List(ImageFeature(decode=False))
     schema["image_sizes"] = List(List(Value("int32")))
     rows = table.select(kept).append_column("images", images)
-    rows = rows.append_column("image_sizes", sizes)
+    rows = rows.append_column("image_sizes", image_sizes(images, name))
     return Dataset(InMemoryTable(rows), info=DatasetInfo(features=schema, description=read_as))
 
 
@@ -159,11 +149,12 @@ def prepared_rows(
         name: as for :func:`load_rows`, or several, see :func:`virft.data.mixture.load_mixture`.
         split, image_folder: as for :func:`load_rows`.
         settings: with ``coordinates`` (a space), ``min_pixels``, ``max_pixels``, ``system_prompt``,
-            ``max_prompt_length`` (or None) and ``skip_long_prompts``.
+            ``max_prompt_length`` (or None) and ``skip_long_prompts``; of several sets mixed, ``seed``.
         processor: the model's.
 
     Raises:
-        UserError: see :func:`load_rows`, :func:`virft.data.coordinates.convert_rows`, :func:`drop_long`.
+        UserError: see :func:`load_rows`, :func:`virft.data.coordinates.convert_rows` and
+            :func:`virft.data.lengths.drop_long`.
     """
     names = [name] if isinstance(name, str) else list(name or ())
     rows = load_mixture(names, load_rows, split, image_folder, getattr(settings, "seed", 0))
@@ -239,6 +230,16 @@ def _ask(table: pa.Table, name: str) -> pa.Table:
     return table.append_column("problem", pa.array([ASKS[column](word) for word in words], pa.string()))
 
 
+def _check_words(table: pa.Table, name: str) -> None:
+    """Raise UserError where a column is missing, or a text that a row must have."""
+    _check_columns(table.column_names, name)
+    for column in ("problem", "solution"):
+        _check_text(table.column(column), column, name)
+    for column in OPTIONAL_TEXTS:
+        if column in table.column_names:
+            _check_text(table.column(column), column, name, optional=True)
+
+
 def _check_columns(columns: Sequence[str], name: str) -> None:
     for wanted in ("problem", "solution"):
         if wanted not in columns:
@@ -279,127 +280,3 @@ def _check_text(values: pa.ChunkedArray, column: str, name: str, optional: bool 
         start += len(chunk)
     if bad:
         raise UserError(f"{name}: {named(bad)}: {column!r} must be text, got {first!r}")
-
-
-def _image_lists(table: pa.Table, column: str | None, folder: Path | None, name: str) -> pa.Array:
-    """The image column as lists of (bytes, path), without copying pixels where they stand in the table."""
-    import pyarrow as pa
-
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    if column is None:
-        return pa.array([[]] * table.num_rows, pa.list_(image))
-    values = table.column(column)
-    if pa.types.is_struct(values.type):
-        return pa.chunked_array([_wrap(chunk, image) for chunk in values.chunks], pa.list_(image))
-    if pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type):
-        return values.cast(pa.list_(image)).fill_null([])
-    chunks, number = [], 0
-    for chunk in values.chunks:
-        paths = []
-        for value in chunk.to_pylist():
-            row = [] if value in (None, "") else [value] if isinstance(value, str) else value
-            if not isinstance(row, list) or any(not isinstance(v, str) for v in row):
-                raise UserError(
-                    f"{name}: row {number}: {column!r} must be a path or a list of paths, got {row!r}"
-                )
-            paths.append([{"bytes": None, "path": str((folder or Path()) / path)} for path in row])
-            number += 1
-        chunks.append(pa.array(paths, pa.list_(image)))
-    return pa.chunked_array(chunks, pa.list_(image))
-
-
-def _wrap(chunk: pa.StructArray, image: pa.DataType) -> pa.ListArray:
-    """A list of one image for each struct, of none for each null; the buffers are shared."""
-    import numpy as np
-    import pyarrow as pa
-
-    present = np.asarray(chunk.is_valid())
-    offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
-    values = chunk if present.all() else chunk.filter(pa.array(present))
-    return pa.ListArray.from_arrays(pa.array(offsets), values.cast(image))
-
-
-def _image_sizes(images: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
-    """[width, height] of every image of every row the right way up, from its header.
-
-    Raises:
-        UserError: an image is absent, unreadable, or of more than 8 bits a channel; names the first ones.
-    """
-    import pyarrow as pa
-    from PIL import Image, UnidentifiedImageError
-
-    # Flat numbers: a million rows of nested lists would take a gigabyte.
-    sides, ends, bad, first = array("i"), array("i", [0]), [], ""
-    for number, row in enumerate(images):
-        for value in row.as_py() or ():
-            where = value["path"] or "(embedded)"
-            try:
-                source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else where
-                with Image.open(source) as opened:
-                    refuse_deep(opened)
-                    size = shown_size(opened)
-                    resized(size, 1, math.prod(size))  # refuses shapes that the processor would
-                    sides.extend(size)
-            except FileNotFoundError:
-                bad.append(number)
-                first = (
-                    first
-                    or f"image {where} does not exist; paths start at the file's folder or --image_folder"
-                )
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-                bad.append(number)
-                first = first or f"image {where} is unreadable ({type(error).__name__}: {error})"
-        ends.append(len(sides) // 2)
-    if bad:
-        raise UserError(f"{name}: {named(bad)}: {first}")
-    pairs = pa.ListArray.from_arrays(
-        pa.array(range(0, len(sides) + 1, 2), pa.int32()), pa.array(sides, pa.int32())
-    )
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pairs)
-
-
-def prompt_lengths(rows: datasets.Dataset, processor: Any) -> list[int]:
-    """Tokens of every row's prompt as the model sees it: chat template, text, and each image's visual tokens.
-
-    Args:
-        rows: from :func:`to_prompts`.
-        processor: the model's; its pixel limits decide how many tokens an image takes.
-    """
-    image_processor = processor.image_processor
-    side = image_processor.patch_size * image_processor.merge_size
-    limits = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
-    texts, visual = [], []
-    for prompt, sizes in zip(rows["prompt"], rows["image_sizes"], strict=True):
-        *earlier, last = prompt
-        content = [{"type": "image"}] * len(sizes) + [{"type": "text", "text": last["content"]}]
-        messages = [*earlier, {"role": last["role"], "content": content}]
-        texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        # Each image's placeholder is one token of the text already.
-        areas = (math.prod(resized((w, h), *limits, side)) // side**2 for w, h in sizes)
-        visual.append(sum(areas) - len(sizes))
-    return [
-        len(ids) + more for ids, more in zip(processor.tokenizer(texts)["input_ids"], visual, strict=True)
-    ]
-
-
-def drop_long(rows: datasets.Dataset, processor: Any, limit: int, skip: bool) -> tuple[datasets.Dataset, int]:
-    """Rows whose prompt has at most ``limit`` tokens, and how many were left out. A prompt is never cut.
-
-    Raises:
-        UserError: a longer prompt and not ``skip``, or no row is left.
-    """
-    lengths = prompt_lengths(rows, processor)
-    long = [number for number, length in enumerate(lengths) if length > limit]
-    if long and not skip:
-        raise UserError(
-            f"{named(long)}: prompt of {lengths[long[0]]} tokens is above --max_prompt_length "
-            f"{limit}; raise it, "
-            "lower --max_pixels, or pass --skip_long_prompts"
-        )
-    if len(long) == len(rows):
-        raise UserError(
-            f"every prompt is above --max_prompt_length {limit}; the shortest has {min(lengths)} tokens"
-        )
-    if long:
-        rows = rows.select([number for number, length in enumerate(lengths) if length <= limit])
-    return rows, len(long)
