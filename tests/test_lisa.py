@@ -148,6 +148,13 @@ def test_boxes_to_numbers(tmp_path):
     assert json.loads(output.read_text())["miou"] == numbers["miou"]
 
 
+def test_a_truth_that_reaches_out_of_the_image_can_be_answered(tmp_path):
+    cases.annotate(tmp_path, "a", [cases.shape([[-20, -10], [30, -10], [30, 90]])])
+    path = cases.write_predictions(tmp_path / "p.jsonl", [prediction("a#0", reply("(0,0),(500,1000)"))])
+    numbers = lisa_boxes.score(lisa_boxes.ScoreSettings(str(tmp_path), str(path)))
+    assert numbers["miou"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "box", "reason"),
     [

@@ -76,8 +76,13 @@ def predicted_box(prediction: Prediction | None) -> tuple[Box | None, str]:
         raise UserError(f"prediction {prediction.id!r}: {error}") from error
     if boxes.area(box) <= 0:
         return None, INVERTED
-    inside = Box(*(min(max(v, 0.0), float(limit)) for v, limit in zip(box, size * 2, strict=True)))
+    inside = _clipped(box, size)
     return (inside, "ok") if boxes.area(inside) > 0 else (None, OUTSIDE)
+
+
+def _clipped(box: Box, size: tuple[int, int]) -> Box:
+    """The part of a box in pixels that lies in an image of ``size``."""
+    return Box(*(min(max(v, 0.0), float(limit)) for v, limit in zip(box, size * 2, strict=True)))
 
 
 def by_id(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[str, Prediction]:
@@ -98,7 +103,7 @@ def by_id(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[
 
 
 def score_boxes(samples: Sequence[Sample], predictions: Iterable[Prediction], rule: str = "all") -> BoxScore:
-    """Mean box IoU (LISA mIoU of the paper), in pixels.
+    """Mean box IoU (LISA mIoU of the paper), in pixels; answer and truth are clipped to the image.
 
     Args:
         samples: the questions; ``meta["boxes"][rule]`` is the true box in pixels, or None.
@@ -114,7 +119,11 @@ def score_boxes(samples: Sequence[Sample], predictions: Iterable[Prediction], ru
         if sample.meta["boxes"][rule] is None:
             continue
         truth = Box(*sample.meta["boxes"][rule])
-        predicted, reason = predicted_box(replies.get(sample.id))
+        reply = replies.get(sample.id)
+        predicted, reason = predicted_box(reply)
+        if predicted is not None:
+            # As the answer is: what a polygon says of the world beside the image cannot be answered.
+            truth = _clipped(truth, reply.image_size)
         overlap = boxes.iou(predicted, truth) if predicted is not None else 0.0
         rows.append(BoxRow(sample.id, predicted, truth, overlap, reason))
     if not rows:
