@@ -19,6 +19,7 @@ from virft import doctor, grpo
 from virft.data.lengths import prompt_lengths, visual_tokens
 from virft.data.training import prepared_rows
 from virft.memory_estimate import estimate, shape_of
+from virft.memory_plan import plan_of
 from virft.settings import check_model, load_processor, quiet_libraries, resolve_vision
 
 
@@ -35,7 +36,9 @@ def main(argv: list[str]) -> None:
     longest = max(range(len(rows)), key=lengths.__getitem__)
     shape = shape_of(config, model.lora_target_modules, model.lora_r if model.use_peft else 0)
     config._attn_implementation = model.attn_implementation
-    plan = doctor.plan_of(config, machine, model, args, lengths[longest], visual[longest])
+    plan = plan_of(
+        config, model, args, machine.devices, machine.deepspeed_file, lengths[longest], visual[longest]
+    )
     (torch.ones(512, 512) @ torch.ones(512, 512)).sum()  # load what a first product loads
 
     process, ended = psutil.Process(), threading.Event()

@@ -22,15 +22,14 @@ from virft.checkpoint import model_config
 from virft.errors import UserError
 from virft.memory_estimate import (
     GIB,
-    Plan,
     Shape,
-    alternatives,
     block_bytes,
     estimate,
     layer_bytes,
     shape_of,
-    zero_settings,
+    ways_to_fit,
 )
+from virft.memory_plan import Plan, alternatives, zero_settings
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +263,13 @@ def test_every_alternative_saves_memory() -> None:
 def test_ways_to_fit_do_fit_with_as_few_flags_as_possible() -> None:
     shape, plan = big(), Plan(devices=8, stage=3, prompt=700, visual=512, completion=1024, rows=8, branches=8)
     now = estimate(shape, plan).peak
-    ways = doctor.ways_to_fit(shape, plan, now - GIB)
+    ways = ways_to_fit(shape, plan, now - GIB)
     assert ways
     assert all(" and " not in way for way in ways)
     options = dict(alternatives(plan))
     flags = [way.rpartition(" (")[0] for way in ways]
     assert all(estimate(shape, replace(plan, **options[flag])).peak <= now - GIB for flag in flags)
-    assert doctor.ways_to_fit(shape, plan, 0.5 * GIB) == []
+    assert ways_to_fit(shape, plan, 0.5 * GIB) == []
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -29,7 +27,9 @@ from virft.checkpoint import installed_versions
 from virft.data.lengths import prompt_lengths, visual_tokens
 from virft.data.training import prepared_rows, target_text
 from virft.errors import UserError
-from virft.memory_estimate import GIB, Plan, Shape, alternatives, estimate, shape_of, zero_settings
+from virft.grpo_config import VisualRFTConfig
+from virft.memory_estimate import GIB, Shape, estimate, shape_of, ways_to_fit
+from virft.memory_plan import Plan, plan_of
 from virft.programs import run_program
 from virft.rewards import check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
@@ -38,13 +38,10 @@ from virft.settings import (
     RowArguments,
     check_model,
     load_processor,
-    model_options,
     parse_flags,
     quiet_libraries,
     resolve_vision,
 )
-from virft.shared_prefix_config import decide
-from virft.trainer import VisualRFTConfig
 
 RENAMED = {
     "--model": "--model_name_or_path",
@@ -152,7 +149,9 @@ def report(
     rank = model.lora_r if model.use_peft else 0
     shape = shape_of(config, model.lora_target_modules, rank)
     config._attn_implementation = model.attn_implementation
-    plan = plan_of(config, doctor, model, args, lengths[longest], visual[longest])
+    plan = plan_of(
+        config, model, args, doctor.devices, doctor.deepspeed_file, lengths[longest], visual[longest]
+    )
     yield "memory of a device", list(_memory(shape, plan, doctor, args, problems))
 
 
@@ -250,61 +249,6 @@ def _batch(rows: int, doctor: DoctorArguments, args: VisualRFTConfig, problems: 
         yield f"steps/epoch            {rows // together * together // prompts * args.num_iterations}"
 
 
-def plan_of(
-    config: Any,
-    doctor: DoctorArguments,
-    model: ModelArguments,
-    args: VisualRFTConfig,
-    prompt: int,
-    visual: int,
-) -> Plan:
-    """What the flags mean for memory.
-
-    Args:
-        config: the model's.
-        doctor, model, args: the flags.
-        prompt: tokens of the longest prompt that is trained on.
-        visual: visual tokens among them.
-    """
-    zero = zero_settings(doctor.deepspeed_file)
-    options = model_options(model, bool(args.bf16), bool(zero))
-    half = bool(args.bf16 or args.fp16)
-    weight = 2.0 if options["dtype"] in ("bfloat16", "float16") else 4.0
-    if model.load_in_4bit or model.load_in_8bit:
-        weight = 0.55 if model.load_in_4bit else 1.05  # with the scales of each block of weights
-    number = 2.0 if half or weight == 2.0 else 4.0
-    rows = args.per_device_train_batch_size
-    sharing = decide(args, config)
-    packed = sharing.train.forward if sharing.logps == "packed" else 1
-    sampled = rows * args.steps_per_generation
-    shared_cache = sharing.generation in ("shared",)
-    return Plan(
-        **{
-            "devices": doctor.devices,
-            **zero,
-            "lora": model.use_peft,
-            "lora_vision": model.lora_vision,
-            # A CPU keeps the mask as numbers, a GPU as booleans.
-            "mask": 0.0 if not model.lora_dropout else number if args.use_cpu and not half else 1.0,
-            "freeze_vision": args.freeze_vision,
-            "checkpointing": bool(args.gradient_checkpointing),
-            "reference": args.beta != 0,
-            "weight": weight,
-            "activation": number,
-            "autocast": half and weight == 4.0,
-            "optimizer": 2.0 if "8bit" in str(args.optim) else 2 * max(weight, 2.0),
-            "prompt": prompt,
-            "visual": visual,
-            "completion": args.max_completion_length,
-            "rows": rows,
-            "branches": packed,
-            "per_image": sharing.train.forward if sharing.logps != "off" else 1,
-            "sampled": 0 if args.use_vllm else sampled,
-            "prefills": sampled // sharing.train.generation if shared_cache else sampled,
-        }
-    )
-
-
 def _memory(
     shape: Shape, plan: Plan, doctor: DoctorArguments, args: VisualRFTConfig, problems: list[str]
 ) -> Iterator[str]:
@@ -337,29 +281,6 @@ def _memory(
                 else "no flag alone or pair of flags makes it fit"
             )
         )
-
-
-def ways_to_fit(shape: Shape, plan: Plan, limit: float, most: int = 3) -> list[str]:
-    """Ways to bring the peak below ``limit`` bytes with as few flags as possible, the least saving first.
-
-    Args:
-        shape, plan: as :func:`virft.memory_estimate.estimate` takes them.
-        limit: bytes of a device.
-        most: how many ways to name.
-    """
-    for size in (1, 2, 3):
-        fitting: list[tuple[float, str]] = []
-        for options in combinations(alternatives(plan), size):
-            changes = [change for _, change in options]
-            fields = [name for change in changes for name in change]
-            if len(set(fields)) < len(fields):
-                continue  # two of them set the same thing
-            peak = estimate(shape, replace(plan, **dict(ChainMap(*changes)))).peak
-            if peak <= limit:
-                fitting.append((peak, " and ".join(flag for flag, _ in options)))
-        if fitting:
-            return [f"{way} ({peak / GIB:.1f} GiB)" for peak, way in sorted(fitting, reverse=True)[:most]]
-    return []
 
 
 if __name__ == "__main__":

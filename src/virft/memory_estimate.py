@@ -12,7 +12,7 @@ offloaded optimizer takes the 16T/W (18T/W) away. Bucket sizes stand in the Deep
 model is another wN (wN/W at stage 3), with LoRA none.
 
 **Activations** kept for the backward pass, counted from the tensors that autograd saves in transformers'
-modules (``tests/test_memory_estimate.py`` measures them; the method of arXiv 2205.05198, section 4, with
+modules (``tests/test_doctor.py`` measures them; the method of arXiv 2205.05198, section 4, with
 attention that saves no scores): a decoder layer a(4m + 2h + 2q + 2k) + 2(4 + a)h a token; a vision block of
 Qwen2-VL a(11e + 3m), of Qwen2.5-VL a(4m + 9e) + 2(4 + a)e a patch, four patches a visual token. Frozen
 layers under LoRA keep a(3m + 2q + 2k) + 8h and their adapters' inputs after dropout, (a + mask)(5h + q +
@@ -29,28 +29,24 @@ What is not in it: the CUDA context and the allocator's slack, added as :data:`O
 
 from __future__ import annotations
 
-import json
 import re
+from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText
 
-from virft.boxes import TOKEN_SIDE
-from virft.errors import UserError
 from virft.memory import PARTS
+from virft.memory_plan import Plan, alternatives
 
 GIB = 2**30
 OVERHEAD = 0.8 * GIB
 """CUDA context, cuBLAS workspaces and kernels, of one process."""
 SLACK = 0.08
 """Share that the caching allocator holds beyond what is in use."""
-BUCKET = 5e8
-"""DeepSpeed's default of reduce_bucket_size and allgather_bucket_size, in elements
-(deepspeed.ai/docs/config-json)."""
 PATCHES = 4
 """Patches of a visual token: the families merge 2 x 2."""
 HEAD_TILE = (4096, 32768)
@@ -85,53 +81,6 @@ class Shape:
     patch_hidden: int
     patch_mlp: int
     blocks: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything else that memory depends on; each flag is one field, so that alternatives are a ``replace``.
-
-    Attributes:
-        devices: W.
-        stage: ZeRO stage, 0 without DeepSpeed.
-        offload_optimizer, offload_parameters: to the host's memory.
-        bucket: bytes of DeepSpeed's communication buckets.
-        live: parameters that ZeRO-3 may hold gathered at once.
-        lora, lora_vision, freeze_vision, checkpointing, reference: what the names say.
-        mask: bytes a number of LoRA's dropout mask, 0 without dropout.
-        weight, activation: bytes a number.
-        optimizer: bytes of optimizer state a trained parameter, without DeepSpeed.
-        prompt: tokens of the longest prompt, visual ones included. visual: of which visual, over its images.
-        completion: tokens of the longest reply.
-        rows: completions of a micro-batch. branches: of them in one packed row, 1 where nothing is packed.
-        per_image: completions of a micro-batch that share one encoding of their image.
-        sampled: completions sampled together on a device. prefills: copies of prompts that their cache holds.
-    """
-
-    devices: int = 1
-    stage: int = 0
-    offload_optimizer: bool = False
-    offload_parameters: bool = False
-    bucket: float = 0.0
-    live: float = 1e9
-    lora: bool = False
-    lora_vision: bool = False
-    freeze_vision: bool = False
-    mask: float = 1.0
-    checkpointing: bool = False
-    reference: bool = True
-    weight: float = 2
-    activation: float = 2
-    autocast: bool = False
-    optimizer: float = 8
-    prompt: int = 1024
-    visual: int = 512
-    completion: int = 1024
-    rows: int = 8
-    branches: int = 8
-    per_image: int = 8
-    sampled: int = 8
-    prefills: int = 1
 
 
 @dataclass(frozen=True)
@@ -230,44 +179,6 @@ def block_bytes(shape: Shape, activation: float) -> float:
     return a * (4 * m + 9 * e) + 2 * (4 + a) * e
 
 
-def zero_settings(deepspeed: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fields of a :class:`Plan` that a DeepSpeed file decides.
-
-    Raises:
-        UserError: no such file, not JSON, or not of DeepSpeed's form.
-    """
-    if not deepspeed:
-        return {}
-    name = deepspeed if isinstance(deepspeed, str) else "(given as a dictionary)"
-    if isinstance(deepspeed, str):
-        try:
-            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"--deepspeed {name}: no readable JSON ({error})") from error
-    try:
-        return _zero_fields(deepspeed)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"--deepspeed {name}: not of DeepSpeed's form ({error})") from error
-
-
-def _zero_fields(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
-    zero = deepspeed.get("zero_optimization", {})
-    stage = int(zero.get("stage", 0))
-    if stage not in range(4):
-        raise ValueError(f"ZeRO has no stage {stage}")
-    bucket = zero.get("reduce_bucket_size", BUCKET)
-    # "auto" is hidden_size squared (transformers' integration): millions, lost beside the rest.
-    numbers = 0 if bucket == "auto" else float(bucket) * (2 if zero.get("overlap_comm") else 1)
-    live = zero.get("stage3_max_live_parameters", 1e9)
-    return {
-        "stage": stage,
-        "offload_optimizer": zero.get("offload_optimizer", {}).get("device", "none") != "none",
-        "offload_parameters": zero.get("offload_param", {}).get("device", "none") != "none",
-        "bucket": 2.0 * numbers if stage else 0.0,
-        "live": 1e9 if live == "auto" else float(live),
-    }
-
-
 def estimate(shape: Shape, plan: Plan) -> Estimate:
     """The parts of the peak, by phase; the formulas stand at the head of this module."""
     states = _states(shape, plan)
@@ -337,34 +248,24 @@ def _vision(shape: Shape, plan: Plan) -> float:
     return patches * (shape.blocks * block + a * (1176 + 5 * e))
 
 
-def alternatives(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
-    """Flags not yet in use that save memory without changing the method, each with the fields it changes."""
-    options: list[tuple[str, dict[str, Any]]] = []
-    if not plan.checkpointing:
-        options.append(("--gradient_checkpointing true", {"checkpointing": True}))
-    for piece in {plan.rows // 2, 1} if plan.rows > 1 else ():
-        options.append((f"--completions_per_forward {piece}", _in_pieces(plan, piece)))
-    if not plan.freeze_vision and not plan.lora:
-        options.append(("--freeze_vision true", {"freeze_vision": True}))
-    if plan.reference and not plan.lora:
-        options.append(("--beta 0", {"reference": False}))
-    # DeepSpeed's weights are bfloat16 with float32 masters.
-    zero = {"stage": 3, "weight": 2.0, "activation": 2.0, "autocast": False, "bucket": 0.0}
-    if not plan.lora and plan.devices > 1 and plan.stage < 3:
-        options.append(("--deepspeed local_scripts/zero3.json", zero))
-    if not plan.lora and not plan.offload_optimizer:
-        offloaded = zero | {"offload_optimizer": True, "offload_parameters": True}
-        options.append(("--deepspeed local_scripts/zero3_offload.json", offloaded))
-    if plan.completion > 1:
-        half = plan.completion // 2
-        options.append((f"--max_completion_length {half}", {"completion": half}))
-    if half := plan.visual // 2:
-        options.append(
-            (f"--max_pixels {half * TOKEN_SIDE**2}", {"visual": half, "prompt": plan.prompt - half})
-        )
-    return options
+def ways_to_fit(shape: Shape, plan: Plan, limit: float, most: int = 3) -> list[str]:
+    """Ways to bring the peak below ``limit`` bytes with as few flags as possible, the least saving first.
 
-
-def _in_pieces(plan: Plan, piece: int) -> dict[str, Any]:
-    branches = min(plan.branches, piece) if plan.branches > 1 else 1
-    return {"rows": piece, "branches": branches, "per_image": min(plan.per_image, piece)}
+    Args:
+        shape, plan: as :func:`estimate` takes them.
+        limit: bytes of a device.
+        most: how many ways to name.
+    """
+    for size in (1, 2, 3):
+        fitting: list[tuple[float, str]] = []
+        for options in combinations(alternatives(plan), size):
+            changes = [change for _, change in options]
+            fields = [name for change in changes for name in change]
+            if len(set(fields)) < len(fields):
+                continue  # two of them set the same thing
+            peak = estimate(shape, replace(plan, **dict(ChainMap(*changes)))).peak
+            if peak <= limit:
+                fitting.append((peak, " and ".join(flag for flag, _ in options)))
+        if fitting:
+            return [f"{way} ({peak / GIB:.1f} GiB)" for peak, way in sorted(fitting, reverse=True)[:most]]
+    return []
