@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from virft.data.mixture import is_mixture, parts_of
 from virft.data.mixture import load_mixture as load_any_mixture
+from virft.data.mixture import parts_of
 from virft.data.training import load_rows
 from virft.errors import UserError
 
@@ -135,18 +135,18 @@ def test_a_share_of_no_row_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["a.jsonl"], False),
-        (["owner/name"], False),
-        (["C:rows.jsonl"], False),
-        (["a.jsonl:0.5"], True),
-        (["a", "b"], True),
-        (["mix.yaml"], True),
-    ],
+    ("name", "share"),
+    [("a.jsonl", None), ("owner/name", None), ("C:rows.jsonl", None), ("a.jsonl:0.5", 0.5)],
 )
-def test_what_counts_as_a_mixture(names: list[str], expected: bool) -> None:
-    assert is_mixture(names) is expected
+def test_only_a_number_behind_a_colon_is_a_share(name: str, share: float | None) -> None:
+    (part,) = parts_of([name])
+    assert part.share == share
+
+
+def test_a_date_that_there_is_not_is_no_yaml(tmp_path: Path) -> None:
+    (tmp_path / "mix.yaml").write_text("- name: 2026-13-45\n")
+    with pytest.raises(UserError, match="mix.yaml: not valid YAML"):
+        parts_of([str(tmp_path / "mix.yaml")])
 
 
 def test_named_columns() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from virft.boxes import MODEL_SPACES, SPACES, convert, resized
+from virft.data.solutions import detection_answer, grounding_answer, tagged
 from virft.errors import UserError
 from virft.parsing import parse_detections, parse_grounding
 from virft.prompts import COORDINATE_PHRASE, in_space
-from virft.types import Box, Detection
+from virft.types import Detection
 
 if TYPE_CHECKING:
     import datasets
@@ -49,28 +50,23 @@ def convert_rows(
     for number, source in enumerate(sources):
         if source not in SPACES:
             raise UserError(f"row {number}: coordinates {source!r} unknown; choose from {', '.join(SPACES)}")
+        size = sizes[number][0] if len(sizes[number]) == 1 else None
         for column, values in texts.items():
             if column == "problem":
-                known = source in COORDINATE_PHRASE
-                values[number] = in_space(values[number], source, target) if known else values[number]
-            elif values[number]:
-                try:
-                    size = sizes[number][0] if len(sizes[number]) == 1 else None
-                    values[number] = convert_answer(
-                        values[number], source, target, size, min_pixels, max_pixels
-                    )
-                except ValueError as error:
-                    raise UserError(
-                        f"row {number}: {column} cannot be converted to {target}: {error}"
-                    ) from None
+                if source in COORDINATE_PHRASE:
+                    values[number] = in_space(values[number], source, target)
+                continue
+            try:
+                values[number] = values[number] and convert_answer(
+                    values[number], source, target, size, min_pixels, max_pixels
+                )
+            except ValueError as error:
+                raise UserError(f"row {number}: {column} cannot be converted to {target}: {error}") from None
+    if named:
+        texts["coordinates"] = [target] * len(sources)
     for column, values in texts.items():
         feature = rows.features[column]
         rows = rows.remove_columns(column).add_column(column, values, feature=feature)
-    if named:
-        feature = rows.features["coordinates"]
-        rows = rows.remove_columns("coordinates").add_column(
-            "coordinates", [target] * len(sources), feature=feature
-        )
     return rows
 
 
@@ -97,20 +93,4 @@ def convert_answer(
     model_size = resized(size, min_pixels, max_pixels)
     moved = [Detection(convert(d.box, source, target, size, model_size), d.score) for d in boxes]
     answer = detection_answer(moved) if detections.ok else grounding_answer(moved[0].box)
-    return f"{text.rpartition('<answer>')[0]}<answer>{answer}</answer>"
-
-
-def detection_answer(detections: Sequence[Detection]) -> str:
-    """Detections as the wire format's list, corners rounded to integers; a missing score is written as 1."""
-    objects = []
-    for detection in detections:
-        score = 1 if detection.score in (None, 1) else f"{detection.score:.2f}"
-        corners = [round(value) for value in detection.box]
-        objects.append(f"{{'Position': {corners}, 'Confidence': {score}}}")
-    return f"[{', '.join(objects)}]"
-
-
-def grounding_answer(box: Box) -> str:
-    """A box as the wire format's two corners, rounded to integers."""
-    x1, y1, x2, y2 = (round(v) for v in box)
-    return f"({x1},{y1}),({x2},{y2})"
+    return text.rpartition("<answer>")[0] + tagged(answer)

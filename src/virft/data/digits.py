@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from virft import prompts
 from virft.boxes import convert
 from virft.data import solutions
-from virft.data.coordinates import detection_answer
 from virft.errors import UserError
 from virft.types import Box, Detection
 
@@ -259,7 +258,10 @@ def _texts(scenes: Scenes, index: int, scene: Scene) -> dict[str, str]:
         tenths = [round(10 * bound) for bound in scenes.confidence]
         drawn = _rng(scenes, index, 1).integers(tenths[0], tenths[1] + 1, size=len(scene.boxes))
         found = [Detection(box, tenth / 10) for box, tenth in zip(scene.boxes, drawn, strict=True)]
-        problem, replied = prompts.detection(name), detection_answer(found) if found else prompts.NO_OBJECTS
+        problem, replied = (
+            prompts.detection(name),
+            (solutions.detection_answer(found) if found else prompts.NO_OBJECTS),
+        )
         solution = solutions.detection(scene.boxes)
     thought = THOUGHTS[scenes.task].format(name)
     completion = f"<think>{thought}</think>{solutions.tagged(replied)}"

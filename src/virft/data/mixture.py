@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virft.data.records import read_text
+from virft.data.records import read_yaml
 from virft.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ class Part:
     task: str | None = None
     split: str | None = None
     image_folder: str | None = None
-
-
-def is_mixture(names: Sequence[str]) -> bool:
-    """Whether ``--dataset_name`` names more than one plain set."""
-    return len(names) != 1 or names[0].endswith(YAML_SUFFIXES) or _parted(names[0])[1] is not None
 
 
 def parts_of(names: Sequence[str]) -> list[Part]:
@@ -93,12 +88,7 @@ def _parted(name: str) -> tuple[str, float | None]:
 
 
 def _from_yaml(path: Path) -> list[Part]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    content = read_yaml(path)
     if not isinstance(content, list) or not content:
         raise UserError(f"{path}: must be a list of sets, each with a name")
     return [_yaml_part(path, number, entry) for number, entry in enumerate(content)]

@@ -1,4 +1,5 @@
-"""Records of a text file, one at a time: CSV with a header, a JSON list of objects, or objects a line."""
+"""Reading text files: records one at a time (CSV with a header, a JSON list of objects, or one object a
+line), and JSON or YAML documents whole."""
 
 from __future__ import annotations
 
@@ -71,14 +72,28 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: as :func:`read_text`, or it is not JSON; names the line.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {error.lineno}: not valid JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path}: {json_stream.beyond_reading(error)}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML document, whole.
+
+    Raises:
+        UserError: as :func:`read_text`, or it is not YAML.
+    """
+    import yaml
+
+    text = read_text(path)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that there is not
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def four_numbers(values: Any) -> tuple[float, float, float, float]:

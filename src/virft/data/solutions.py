@@ -1,4 +1,4 @@
-"""Solutions as training rows store them: the answers that the prompts ask for, in ``<answer>`` tags.
+"""Answers as the prompts ask for them, and solutions as training rows store them: in ``<answer>`` tags.
 
 They are read back by :mod:`virft.parsing`, the same reader that reads a model's replies.
 """
@@ -7,9 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from virft.data.coordinates import detection_answer, grounding_answer
 from virft.prompts import NO_OBJECTS
 from virft.types import Box, Detection
+
+
+def detection_answer(detections: Sequence[Detection]) -> str:
+    """Detections as the wire format's list, corners rounded to integers; a missing score is written as 1."""
+    objects = []
+    for detection in detections:
+        score = 1 if detection.score in (None, 1) else f"{detection.score:.2f}"
+        corners = [round(value) for value in detection.box]
+        objects.append(f"{{'Position': {corners}, 'Confidence': {score}}}")
+    return f"[{', '.join(objects)}]"
+
+
+def grounding_answer(box: Box) -> str:
+    """A box as the wire format's two corners, rounded to integers."""
+    x1, y1, x2, y2 = (round(v) for v in box)
+    return f"({x1},{y1}),({x2},{y2})"
 
 
 def tagged(answer: str) -> str:

@@ -21,7 +21,7 @@ from virft.data.builders.entries import (
     image_size,
 )
 from virft.data.classification import IMAGE_SUFFIXES, image_files
-from virft.data.records import read_text
+from virft.data.records import read_text, read_yaml
 from virft.errors import UserError
 
 
@@ -41,7 +41,7 @@ def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_
         UserError: no names, no image folder, a label file without its image, a line that is not numbers.
     """
     settings_path = yolo_settings(path)
-    names = _yolo_yaml(settings_path).get("names")
+    names = _settings_of(settings_path).get("names")
     if not isinstance(names, list | dict) or not names:
         raise UserError(f"{settings_path}: 'names' must list the class names")
     for number, name in names.items() if isinstance(names, dict) else enumerate(names):
@@ -77,16 +77,9 @@ def yolo_settings(path: Path) -> Path:
     return settings
 
 
-def _yolo_yaml(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        settings = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    return settings if isinstance(settings, dict) else {}
+def _settings_of(path: Path) -> Mapping[str, Any]:
+    content = read_yaml(path)
+    return content if isinstance(content, dict) else {}
 
 
 def yolo_folders(path: Path, image_folder: Path | None, split: str | None) -> tuple[Path, Path]:
@@ -96,7 +89,7 @@ def yolo_folders(path: Path, image_folder: Path | None, split: str | None) -> tu
         UserError: one of them is not there.
     """
     settings = yolo_settings(path)
-    images = absolute(image_folder or _yolo_images(settings, _yolo_yaml(settings), split or "train"))
+    images = absolute(image_folder or _yolo_images(settings, _settings_of(settings), split or "train"))
     labels = _sibling(images, "images", "labels")
     for folder, what in ((images, "the images"), (labels, f"the labels of {images}")):
         if not folder.is_dir():
