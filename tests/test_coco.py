@@ -308,6 +308,19 @@ def test_the_size_of_the_annotations_serves_where_a_prediction_has_none() -> Non
         detection.from_replies([asked], truth)
 
 
+@pytest.mark.parametrize("space", ["norm1000", "abs_resized"])
+def test_a_copy_of_the_picture_in_another_size_scores_the_same(space: str) -> None:
+    truth = detection.make_truth(annotations())
+    corners = {"norm1000": [100, 100, 600, 600], "abs_resized": [10, 20, 60, 120]}[space]
+    sizes = {"space": space, "model_size": (100, 200)}
+    for size in ((200, 100), (100, 50), (667, 334)):
+        asked = prediction(10, 1, reply((corners, 0.9)), image_size=size, **sizes)
+        assert detection.from_replies([asked], truth).boxes[0]["bbox"] == pytest.approx([20, 10, 100, 50])
+    turned = prediction(10, 1, reply((corners, 0.9)), image_size=(100, 200), **sizes)
+    with pytest.raises(UserError, match=r"'10/1': its picture had 100 x 200 pixels.* for 200 x 100"):
+        detection.from_replies([turned], truth)
+
+
 def test_boxes_dropped_or_mended_in_replies_are_counted() -> None:
     truth = detection.make_truth(annotations())
     text = "<answer>[{'Position': [0, 0, 9, 9]}, {'Position': [9, 9, 0, 0], 'Confidence': 0.5}]</answer>"

@@ -178,6 +178,15 @@ def _extent(space: str, image_size: Size | None, model_size: Size | None) -> tup
     return float(size[0]), float(size[1])
 
 
+def same_shape(first: Size, second: Size) -> bool:
+    """Whether one image may be a smaller or larger copy of the other: neither turned nor another one.
+
+    Sides may be off by one pixel of rounding and by 2 % beside it.
+    """
+    ratio = first[0] * second[1] / (first[1] * second[0])
+    return abs(ratio - 1) <= 0.02 + 1 / min(*first, *second)
+
+
 def check_pixel_limits(min_pixels: int, max_pixels: int) -> None:
     """Refuse limits of an image's area that contradict each other.
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from virft.boxes import convert, greedy_match
+from virft.boxes import convert, greedy_match, same_shape
 from virft.errors import UserError
 from virft.parsing import parse_detections
 from virft.types import Box, Detection, Prediction
@@ -370,11 +370,24 @@ def _pair(entry: Mapping[str, Any], truth: Truth, results: Results, where: str) 
 
 
 def _size(prediction: Prediction, pair: Pair, truth: Truth) -> tuple[int, int] | None:
-    """Size of the original image: as opened when it was asked, else as the annotations say."""
-    if prediction.image_size:
-        return prediction.image_size
+    """Size of the image that boxes are scored on: the annotations', else that of the picture as opened.
+
+    The picture that was asked about may be a smaller or larger copy of the annotated one.
+
+    Raises:
+        UserError: it has another shape, so that it was turned or is another picture.
+    """
     image = truth.images[pair[0] - 1]
-    return (image["width"], image["height"]) if "width" in image and "height" in image else None
+    said = (image.get("width"), image.get("height"))
+    if not all(isinstance(side, int | float) and side > 0 for side in said):
+        return prediction.image_size
+    if prediction.image_size and not same_shape(prediction.image_size, said):
+        raise UserError(
+            f"prediction {prediction.id!r}: its picture had {prediction.image_size[0]} x "
+            f"{prediction.image_size[1]} pixels, its annotations are for {said[0]} x {said[1]}: are these the "
+            "annotations of these images, or was the image turned after it was annotated?"
+        )
+    return said
 
 
 def _keep(results: Results, pair: Pair, bbox: Any, score: Any, missing_score: float) -> bool:
