@@ -111,7 +111,7 @@ def test_solutions_below_the_maximum_stand_against_a_run(
     code, out = run(capsys, *flags)
     assert code == 1
     assert "rewards\n  accuracy_iou, accuracy_confidence, format\n" in out
-    assert "rows 0 (0, bad_solution)" in out[out.index("against it") :]
+    assert "row 0 (0, bad_solution)" in out[out.index("against it") :]
     code, out = run(capsys, *flags, "--skip_solution_check")
     assert code == 0, out
 

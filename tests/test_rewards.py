@@ -484,7 +484,7 @@ def test_every_row_that_earns_less_is_named() -> None:
         check_solutions(rewards, [*rows, twice, flat, *bad])
     text = str(caught.value)
     assert "accuracy_iou" in text and "accuracy_confidence" in text and "\n" not in text
-    assert "rows 3 (0.5, ok), 4 (0, no_match), 5 (0, bad_solution)" in text and "and 4 more" in text
+    assert "rows 3 (0.5, ok), 4 (0, no_match), 5 (0, bad_solution)" in text and "and 6 more" in text
 
 
 def test_a_truth_without_confidence_is_no_fault() -> None:

@@ -369,7 +369,7 @@ def test_validate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "odd.png").write_bytes(odd)  # its second chunk is none: Pillow calls that a SyntaxError
     with pytest.raises(UserError, match="row 0: image .*odd.png is damaged"):
         validate.main([write(folder, [{**good, "image": "odd.png"}])])
-    with pytest.raises(UserError, match="rows 1"):
+    with pytest.raises(UserError, match="row 1 "):
         unreadable = {**good, "problem": "another", "solution": "<answer>[{'Position': [1]}]</answer>"}
         validate.main([write(folder, [good, unreadable])])
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 SHOWN = 3
 """How many bad rows an error names before it counts the rest."""
 
-
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Codes of a disk, a quota or a file that takes no more."""
 FULL_WORDS = (
@@ -26,11 +25,11 @@ class UserError(ValueError):
     """Input that only the user can mend. The message is one sentence: what is wrong, where, and the mend."""
 
 
-def named(numbers: Sequence[int]) -> str:
-    """ "row 3" or "rows 3, 7, 9 and 12 more"."""
-    shown = ", ".join(str(n) for n in numbers[:SHOWN])
-    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
-    return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
+def named(rows: Sequence[int | str]) -> str:
+    """ "row 3" or "rows 3, 7, 9 and 12 more", of numbers or of numbers with a remark behind each."""
+    shown = ", ".join(map(str, rows[:SHOWN]))
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
 
 
 def unknown_flag(flag: str, known: Iterable[str]) -> UserError:

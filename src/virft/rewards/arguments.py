@@ -18,9 +18,8 @@ class RewardArguments:
     task: list[str] = field(
         default_factory=lambda: ["detection"],
         metadata={
-            "help": "Chooses the default rewards. Several tasks may be mixed where every row "
-            "names its own in a "
-            f"column 'task'. Known: {', '.join(TASK_REWARDS)}."
+            "help": "Chooses the default rewards. Several tasks may be mixed where every row names its own "
+            f"in a column 'task'. Known: {', '.join(TASK_REWARDS)}."
         },
     )
     reward_funcs: list[str] | None = field(

@@ -8,12 +8,10 @@ from functools import partial
 from typing import Any
 
 from virft import parsing
-from virft.errors import UserError
+from virft.errors import UserError, named
 from virft.rewards.outcome import Outcome
 from virft.rewards.reward import Completion, Reward
 
-NAMED_ROWS = 5
-"""How many bad rows an error names before it counts the rest."""
 TOLERANCE = 1e-6
 EXCUSED = frozenset({"no_confidence", "box_for_mask"})
 """A truth needs no confidence, and a box that stands for a mask cannot equal it: neither is a broken row."""
@@ -43,18 +41,13 @@ def check_solutions(rewards: Sequence[Reward], rows: Iterable[Mapping[str, Any]]
     if not bad:
         return
     first = min(bad)
-    shown = ", ".join(
-        f"{number} ({outcome.value:g}, {outcome.reason})" for number, outcome in bad[first][:NAMED_ROWS]
-    )
-    more = len(bad[first]) - NAMED_ROWS
+    rows_of_first = [f"{number} ({outcome.value:g}, {outcome.reason})" for number, outcome in bad[first]]
     others = ", ".join(rewards[index].name for index in sorted(bad)[1:])
+    like = f" (like {others})" if others else ""
     raise UserError(
-        f"reward {rewards[first].name}"
-        + (f" (like {others})" if others else "")
-        + f" gives some solutions less than its maximum {rewards[first].maximum:g}"
-        + f": rows {shown}"
-        + (f" and {more} more" if more > 0 else "")
-        + "; mend these solutions or choose rewards that fit the task"
+        f"reward {rewards[first].name}{like} gives some solutions less than its maximum "
+        f"{rewards[first].maximum:g}: {named(rows_of_first)}; mend these solutions or choose rewards that "
+        "fit the task"
     )
 
 

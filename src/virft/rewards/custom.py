@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,8 +30,7 @@ def load_function(spelling: str) -> Callable[..., Any] | Reward:
 
     Raises:
         UserError: no such file, module or name, or it is not a function. Errors inside of the user's module
-        are
-            raised as they are, with their traceback.
+            are raised as they are, with their traceback.
     """
     place, _, name = spelling.rpartition(":")
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place, spelling)
@@ -64,14 +64,11 @@ def _module_of_file(path: Path) -> ModuleType:
     _make_importable(path.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loaded = False
-    try:
+    sys.modules[name] = module  # before it runs, as import does: dataclasses look their module up there
+    with ExitStack() as undo:
+        undo.callback(sys.modules.pop, name)
         spec.loader.exec_module(module)
-        loaded = True
-    finally:
-        if not loaded:
-            del sys.modules[name]
+        undo.pop_all()
     return module
 
 

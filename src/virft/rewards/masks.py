@@ -22,30 +22,34 @@ def mask_iou(reply: str, columns: Mapping[str, Any], *, resolution: int = 512) -
     union of the polygons in the column ``polygons`` (nested lists, in the row's coordinate space) or else
     of the solution's polygons or boxes. The grid has ``resolution`` cells along the longer side of the
     rectangle around the true area, outlines included, so the value is off by a few cells along the outline;
-    see :func:`polygon_iou` for what lies outside.
-    Neither has an area: 1; one: 0. Source: the IoU of one image that LISA's gIoU averages (arXiv
-    2308.00692).
+    see :func:`polygon_iou` for what lies outside. Neither has an area: 1; one: 0.
+    Source: the IoU of one image that LISA's gIoU averages (arXiv 2308.00692).
     """
-    if columns.get("polygons") is not None:
-        truth = parsing.polygons_of(columns["polygons"]) if columns["polygons"] else ()
-        of_column = True
-    else:
-        (truth, state), of_column = _outlines(columns["solution"]), False
-        truth = truth if state == "ok" else None
+    of_column = columns.get("polygons") is not None
+    truth = _truth(columns)
     if truth is None:
         return Outcome(0.0, "bad_solution")
     answer, reason = _outlines(reply)
     if answer is None:
         return Outcome(0.0, reason)
-    if not truth or not answer:
-        if not truth and not answer:
-            return Outcome(1.0, "agree_none")
-        return Outcome(0.0, "missed" if truth else "false_alarm")
+    if not truth:
+        return Outcome(0.0, "false_alarm") if answer else Outcome(1.0, "agree_none")
+    if not answer:
+        return Outcome(0.0, "missed")
     value = polygon_iou(answer, truth, resolution)
     if not value:
         return Outcome(0.0, "no_match")
     boxes_only = of_column and not parsing.parse_polygons(reply).ok
     return bounded(value, "box_for_mask" if boxes_only and value < 1 else reason)
+
+
+def _truth(columns: Mapping[str, Any]) -> tuple[Polygon, ...] | None:
+    """The polygons of the true area, of the column ``polygons`` or else of the solution; None: unreadable."""
+    column = columns.get("polygons")
+    if column is not None:
+        return parsing.polygons_of(column) if column else ()
+    truth, state = _outlines(columns["solution"])
+    return truth if state == "ok" else None
 
 
 def _outlines(reply: str) -> tuple[tuple[Polygon, ...] | None, str]:

@@ -139,10 +139,9 @@ class Reward:
         Args:
             completions: replies, as texts or as lists of messages.
             **columns: the rows' columns, each a list as long as ``completions``; ``prompts``,
-            ``completion_ids`` and
-                what TRL adds. Through ``log_metric`` the share of the batch's replies with each reason code
-                is logged as ``reasons/<reward>/<code>``, for codes that the batch has (see
-                :mod:`virft.reason_shares` for what several batches make of that).
+                ``completion_ids`` and what TRL adds. Through ``log_metric`` the share of the batch's replies
+                with each reason code is logged as ``reasons/<reward>/<code>``, for codes that the batch has
+                (see :mod:`virft.reason_shares` for what several batches make of that).
         """
         outcomes = self.outcomes(completions, **columns)
         log_metric = columns.get("log_metric")
