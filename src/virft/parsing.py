@@ -141,6 +141,16 @@ def parse_answer(reply: str) -> Parsed[str]:
     return Parsed(text) if text else Parsed(None, "empty_answer")
 
 
+def _whole_text(reply: str) -> Parsed[str]:
+    """The text of a complete answer, or without tags all that follows the thinking; special tokens taken out,
+    stripped."""
+    text, state = _locate(reply)
+    if state not in (_COMPLETE, _BARE):
+        return Parsed(None, "unclosed_answer" if state == _UNCLOSED else state)
+    text = _SPECIAL_TOKEN.sub(" ", text).strip()
+    return Parsed(text) if text else Parsed(None, "empty_answer")
+
+
 def has_format(reply: str) -> bool:
     """Whether the whole reply, white space around it aside, is ``<think>...</think> <answer>...</answer>``.
 
@@ -330,31 +340,32 @@ def parse_grounding(reply: str) -> Parsed[Box]:
     if state == _COMPLETE and not text.strip():
         return Parsed(None, "empty_answer")
     found = read_notation(text)
-    boxes: list[Box] = []
-    codes: list[str] = []
-    corner: list[float] | None = None
-    for item in found.items:
-        if isinstance(item, Object):
-            box = _detection(item)
-            box = box.box if isinstance(box, Detection) else box
-            (codes if isinstance(box, str) else boxes).append(box)
-        pair = _corner(item)
-        if pair is not None and corner is not None:
-            box = _box(corner + pair)
-            (codes if isinstance(box, str) else boxes).append(box)
-            pair = None
-        elif corner is not None and pair is None:
-            codes.append("bad_position")
-        corner = pair
-    if corner is not None:
-        codes.append("bad_position")
-    codes += [found.cut] if found.cut else []
+    results = _grounded(found.items) + ([found.cut] if found.cut else [])
+    boxes = [result for result in results if isinstance(result, Box)]
+    codes = [result for result in results if isinstance(result, str)]
     if len(set(boxes)) > 1:
         return Parsed(None, "several_boxes")
     if not boxes:
         missing = {_UNCLOSED: "unclosed_answer", _BARE: "no_answer"}.get(state, "no_box")
         return Parsed(None, codes[0] if codes else missing)
     return Parsed(boxes[0], notes=tuple(dict.fromkeys(codes)))
+
+
+def _grounded(items: Sequence[str | List | Object]) -> list[Box | str]:
+    """What objects and pairs of neighbouring corners stand for, in order: boxes, or reason codes."""
+    results: list[Box | str] = []
+    first: list[float] | None = None
+    for item in items:
+        if isinstance(item, Object):
+            detection = _detection(item)
+            results.append(detection.box if isinstance(detection, Detection) else detection)
+        corner = _corner(item)
+        if first is None:
+            first = corner
+        else:
+            results.append("bad_position" if corner is None else _box(first + corner))
+            first = None
+    return results if first is None else [*results, "bad_position"]
 
 
 def _corner(item: str | List | Object) -> list[float] | None:
@@ -384,14 +395,10 @@ def parse_class(reply: str) -> Parsed[str]:
 
     The answer must be complete. Without tags it is all that follows the thinking.
     """
-    text, state = _locate(reply)
-    if state == _UNCLOSED:
-        return Parsed(None, "unclosed_answer")
-    if state not in (_COMPLETE, _BARE):
-        return Parsed(None, state)
-    text = _SPECIAL_TOKEN.sub(" ", text).strip()
-    if not text:
-        return Parsed(None, "empty_answer")
+    read = _whole_text(reply)
+    if not read.ok:
+        return read
+    text = read.value
     if len(text) > CLASS_LIMIT:
         return Parsed(None, "long_class")
     return Parsed(text) if normalize_class(text) else Parsed(None, "no_class")
@@ -402,11 +409,8 @@ def parse_class(reply: str) -> Parsed[str]:
 
 def parse_presence(reply: str) -> Parsed[bool]:
     """Whether a reply says yes or no: its answer's first word, in any case. Without tags the whole reply."""
-    text, state = _locate(reply)
-    if state not in (_COMPLETE, _BARE):
-        return Parsed(None, "unclosed_answer" if state == _UNCLOSED else state)
-    words = _SPECIAL_TOKEN.sub(" ", text).split(maxsplit=1)
-    if not words:
-        return Parsed(None, "empty_answer")
-    first = normalize_class(words[0])
+    read = _whole_text(reply)
+    if not read.ok:
+        return Parsed(None, read.reason)
+    first = normalize_class(read.value.split(maxsplit=1)[0])
     return Parsed(first == "yes") if first in ("yes", "no") else Parsed(None, "no_yes_or_no")

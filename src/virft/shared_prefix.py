@@ -4,9 +4,8 @@ A GRPO step scores G replies to one prompt. Stock code forwards ``G x (prompt + 
 tower G times. Here the prompt is forwarded once, followed by the replies as branches that see the prompt
 and themselves only::
 
-    [ prompt[:-1] | last, a_0 .. a_{n-2} | last, b_0 .. b_{m-2} | ... ]     one group; further groups follow
-    in the row
-      no labels     a_0, a_1 .. a_{n-1}    b_0, b_1 .. b_{m-1}
+    [ prompt[:-1] | last, a_0 .. a_{n-2} | last, b_0 .. b_{m-2} | ... ]     one group; others follow
+      no labels     a_0, a_1 .. a_{n-1}    b_0, b_1 .. b_{m-1}              what each position predicts
 
 Every branch forwards the last prompt token again, so each position has exactly one next-token label, which
 is what a fused LM head wants (``shift_labels``), and the last token of a reply, which predicts nothing, is
@@ -161,8 +160,7 @@ def prompt_positions(
             attention_mask=prompt_mask,
             mm_token_type_ids=mm_token_type_ids,
         )
-    text = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
-    return text[None].expand(3, -1, -1), torch.zeros_like(prompt_ids[:, :1])
+    return text_positions(prompt_mask)[None].expand(3, -1, -1), torch.zeros_like(prompt_ids[:, :1])
 
 
 def text_positions(prompt_mask: torch.Tensor) -> torch.Tensor:

@@ -122,31 +122,14 @@ def decide(
     batch, held_out = args.per_device_train_batch_size, args.per_device_eval_batch_size
     train = Units(math.gcd(batch, group), math.gcd(batch * args.steps_per_generation, group))
     evaluation = Units(math.gcd(held_out, evaluated), math.gcd(held_out, evaluated))
-    if not getattr(args, "shared_prefix", True):
-        return Sharing("off", "trl", train, evaluation, ("--shared_prefix false",))
-    text = model_config.get_text_config()
-    if model_config.model_type not in FAMILIES:
-        return Sharing(
-            "off", "trl", train, evaluation, (f"{model_config.model_type} is no {' or '.join(FAMILIES)}",)
-        )
-    if foreign_rollouts:
-        return Sharing(
-            "off", "trl", train, evaluation, (f"{foreign_rollouts} may change a prompt from row to row",)
-        )
-    if prompt_learning:
-        return Sharing("off", "trl", train, evaluation, ("a prompt-learning adapter changes the prompt",))
+    if reason := _other_path(args, model_config, foreign_rollouts, prompt_learning):
+        return Sharing("off", "trl", train, evaluation, (reason,))
 
+    text = model_config.get_text_config()
     notes, logps, generation = [], "packed", getattr(args, "shared_prefix_cache", "shared")
-    attention = text._attn_implementation
-    if attention not in ("sdpa", NAME) and "flash" not in attention:
+    if reasons := _no_packed_rows(text, aux_loss):
         logps, generation = "vision", "expanded"
-        notes.append(f"attention {attention} cannot run packed rows")
-    if "sliding_attention" in (text.layer_types or ()):
-        logps, generation = "vision", "expanded"
-        notes.append("sliding-window layers cannot run packed rows")
-    if aux_loss:
-        logps, generation = "vision", "expanded"
-        notes.append("a packed row would change the mixture-of-experts loss")
+        notes += reasons
     if logps == "packed" and train.forward == 1:
         notes.append(f"nothing to share in micro-batches of {batch} with {group} replies a prompt")
     if generation == "static" and not args.max_completion_length:
@@ -157,6 +140,32 @@ def decide(
         generation = "trl"
         notes.append(reason)
     return Sharing(logps, generation, train, evaluation, tuple(notes))
+
+
+def _other_path(
+    args: GRPOConfig, model_config: Any, foreign_rollouts: str | None, prompt_learning: bool
+) -> str | None:
+    """Why nothing is shared, if nothing is."""
+    if not getattr(args, "shared_prefix", True):
+        return "--shared_prefix false"
+    if model_config.model_type not in FAMILIES:
+        return f"{model_config.model_type} is no {' or '.join(FAMILIES)}"
+    if foreign_rollouts:
+        return f"{foreign_rollouts} may change a prompt from row to row"
+    return "a prompt-learning adapter changes the prompt" if prompt_learning else None
+
+
+def _no_packed_rows(text: Any, aux_loss: bool) -> list[str]:
+    """Why the language model (``text`` is its configuration) cannot run packed rows; empty where it can."""
+    reasons = []
+    attention = text._attn_implementation
+    if attention not in ("sdpa", NAME) and "flash" not in attention:
+        reasons.append(f"attention {attention} cannot run packed rows")
+    if "sliding_attention" in (text.layer_types or ()):
+        reasons.append("sliding-window layers cannot run packed rows")
+    if aux_loss:
+        reasons.append("a packed row would change the mixture-of-experts loss")
+    return reasons
 
 
 def _other_generation(args: GRPOConfig, train: Units) -> str | None:
