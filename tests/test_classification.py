@@ -13,6 +13,7 @@ from virft import prompts
 from virft.data import classification as data
 from virft.errors import UserError
 from virft.evaluate import classification as suite
+from virft.evaluate import protocol
 from virft.metrics import classification as metrics
 from virft.types import Prediction
 
@@ -342,6 +343,8 @@ def test_stored_replies_to_numbers(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("Boeing 717 | 717\nDC 3\n")
     again = suite.score(suite.ScoreSettings(str(path), classes=str(tmp_path / "classes.txt")))
     assert again["accuracy"] == 3 / 8
+    assert again["protocol"]["classes"] == str(tmp_path / "classes.txt")
+    assert again["protocol"]["classes_sha256"] == protocol.sha256(tmp_path / "classes.txt")
     assert [c["name"] for c in again["classes"]] == ["Boeing 717", "DC 3"]
     (tmp_path / "classes.txt").write_text("Boeing 717\n")
     with pytest.raises(UserError, match="the class list lacks 'DC-3'"):

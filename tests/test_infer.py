@@ -61,7 +61,7 @@ def test_predictions_in_order_with_their_protocol(
     assert predictions == load_predictions(chosen.output)
     meta = load_meta(chosen.output)
     assert meta["suite"] == "a test"
-    assert meta["coordinates"] == "abs_resized"
+    assert (meta["coordinates"], meta["checkpoint_coordinates"]) == ("abs_resized", "abs_resized")
     assert (meta["min_pixels"], meta["max_pixels"]) == (56 * 56, 84 * 84)
     assert meta["decoding"] == {"temperature": 0.0, "greedy": True, "max_new_tokens": 6, "seed": None}
     assert meta["dtype"] == "float32"
@@ -424,7 +424,7 @@ STAND_IN = textwrap.dedent(
 
     class LLM:
         def __init__(self, model, mm_processor_kwargs, generation_config, limit_mm_per_prompt, **settings):
-            assert generation_config == "vllm"
+            assert generation_config == "vllm" and settings["dtype"] == "float32"
             self.limit = limit_mm_per_prompt["image"]
             size = {
                 "shortest_edge": mm_processor_kwargs["min_pixels"],
@@ -482,7 +482,9 @@ def test_vllm_stands_behind_the_same_function(
             dataclasses.replace(e, logprobs=p.logprobs) for e, p in zip(expected, answered, strict=True)
         ]
     assert answered == expected
-    assert load_meta(asked.output)["engine"] == "vllm"
+    meta = load_meta(asked.output)
+    # It chooses its own attention, and is given the type that is stated.
+    assert (meta["engine"], meta["attn_implementation"], meta["dtype"]) == ("vllm", None, "float32")
     sys.modules.pop("vllm")
 
 

@@ -146,6 +146,11 @@ def test_boxes_to_numbers(tmp_path):
     )
     assert numbers["reasons"] == {"ok": 1, "no_answer": 1, "missing": 1}
     assert json.loads(output.read_text())["miou"] == numbers["miou"]
+    # The truth of the score, which may have changed since the questions.
+    asked_of = lisa_boxes.questions(str(split))[1]["annotations_sha256"]
+    assert numbers["protocol"]["annotations_sha256"] == asked_of
+    (split / "a.json").write_text((split / "a.json").read_text() + " ")
+    assert lisa_boxes.score(settings)["protocol"]["annotations_sha256"] != asked_of
 
 
 def test_a_truth_that_reaches_out_of_the_image_can_be_answered(tmp_path):

@@ -103,6 +103,19 @@ def test_lvis_asks_and_scores(program, tiny_qwen2_vl, tmp_path, capsys):
     assert numbers["protocol"]["inference"]["fingerprint"] == meta["fingerprint"]
 
 
+def test_a_coordinate_space_against_the_model_s_own_is_said_and_stated(
+    program, tiny_qwen2_vl, tmp_path, capsys
+):
+    annotations, images = cases.lvis_set(tmp_path)
+    output = tmp_path / "p.jsonl"
+    where = ("--annotations", str(annotations), "--image_folder", str(images), "--output", str(output))
+    space = ("--coordinates", "abs_resized", "--categories", "cup")
+    program(PROGRAMS[0], "--model_path", str(tiny_qwen2_vl), *where, *space, *FAST)
+    assert "by its own account this model writes norm1000" in capsys.readouterr().out
+    meta = load_meta(output)
+    assert (meta["coordinates"], meta["checkpoint_coordinates"]) == ("abs_resized", "norm1000")
+
+
 def test_lvis_refuses_coco_annotations(program, tmp_path, capsys):
     annotations, _ = cases.lvis_set(tmp_path)
     content = json.loads(annotations.read_text())

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import transformers
 
-from virft.checkpoint import check_weights, installed_versions
+from virft.checkpoint import check_weights, installed_versions, resolve_space
 from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError, no_room
 from virft.files import check_file, replacing
@@ -356,7 +356,8 @@ def make_engine(settings: InferenceSettings, rank: int = 0) -> Any:
     if settings.engine == "vllm":
         from virft.vllm_engine import VLLMEngine
 
-        return VLLMEngine(**kwargs)
+        # By name, so that the protocol states what is used: vLLM has its own idea of "auto".
+        return VLLMEngine(**{**kwargs, "dtype": dtype_name(settings)})
     return Engine(device=device, attn_implementation=settings.attn_implementation, **kwargs)
 
 
@@ -406,11 +407,13 @@ def _statement(settings: InferenceSettings, predictions: Sequence[Prediction]) -
         "model_path": str(settings.model_path),
         "engine": settings.engine,
         "dtype": dtype_name(settings),
-        "attn_implementation": settings.attn_implementation,
+        # vLLM chooses its own.
+        "attn_implementation": settings.attn_implementation if settings.engine == "transformers" else None,
         "min_pixels": size["shortest_edge"],
         "max_pixels": size["longest_edge"],
         "system": resolve_system(settings.model_path, settings.system),
         "coordinates": predictions[0].space if predictions else settings.coordinates,
+        "checkpoint_coordinates": own_space(settings.model_path),
         "decoding": {
             "temperature": settings.temperature,
             "greedy": settings.temperature == 0,
@@ -420,6 +423,14 @@ def _statement(settings: InferenceSettings, predictions: Sequence[Prediction]) -
         "logprobs": settings.logprobs,
         "versions": {"python": sys.version.split()[0], **installed_versions()},
     }
+
+
+def own_space(model_path: str) -> str | None:
+    """The space in which a checkpoint writes boxes by its own account; None where it gives none."""
+    try:
+        return resolve_space(model_path)
+    except UserError:
+        return None
 
 
 def _unreadable(predictions: Sequence[Prediction], read: ReadReply) -> Counter[str]:

@@ -38,7 +38,7 @@ def ask(
     infer.check(settings)
     space = resolve_space(settings.model_path, settings.coordinates)
     samples, stated = questions(space)
-    protocol.announce(settings, space, samples)
+    protocol.announce(settings, space, samples, infer.own_space(settings.model_path))
     predictions = infer.run(samples, settings, stated, read=read)
     protocol.summarize(settings, next_command)
     return predictions

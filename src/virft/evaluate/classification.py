@@ -196,7 +196,12 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     else:
         names = meta.get("classes", ())
     numbers = count(predictions, names, len(meta.get("skipped_images", ())))
-    numbers["protocol"] = {"predictions": settings.predictions, "inference": meta or None}
+    numbers["protocol"] = {
+        "predictions": settings.predictions,
+        "classes": settings.classes,
+        "classes_sha256": protocol.sha256(settings.classes) if settings.classes else None,
+        "inference": meta or None,
+    }
     say(table(numbers, settings.confusions))
     if settings.output:
         protocol.write_json(settings.output, numbers)

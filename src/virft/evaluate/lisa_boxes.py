@@ -6,6 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from virft import prompts
@@ -53,12 +54,17 @@ def questions(
     stated = {
         "suite": "lisa",
         "annotations": annotations,
-        "annotations_sha256": hash_of(annotation.path for annotation in read),
+        "annotations_sha256": truth_hash(annotations),
         "instructions": instructions,
         "max_images": max_images,
         "prompt": prompts.grounding("{instruction}"),
     }
     return samples, stated
+
+
+def truth_hash(annotations: str) -> str:
+    """The hash of a split's annotation files, in the order of their names."""
+    return hash_of(sorted(Path(annotations).glob("*.json")))
 
 
 def check_rule(rule: str) -> None:
@@ -95,6 +101,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     numbers["protocol"] = {
         "predictions": settings.predictions,
         "annotations": settings.annotations,
+        "annotations_sha256": truth_hash(settings.annotations),
         "truth": settings.truth,
         "inference": meta,
     }

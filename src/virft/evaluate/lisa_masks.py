@@ -16,7 +16,7 @@ from PIL import Image
 from virft.data import lisa as data
 from virft.errors import UserError
 from virft.evaluate import protocol
-from virft.evaluate.lisa_boxes import asked, check_rule
+from virft.evaluate.lisa_boxes import asked, check_rule, truth_hash
 from virft.evaluate.protocol import say
 from virft.files import check_file, replacing
 from virft.image_header import shown_size
@@ -213,7 +213,11 @@ def score_masks(settings: MaskScoreSettings) -> dict[str, Any]:
         "questions": len(rows),
         "without_mask": dict(without),
         "rows": [{**row, "iou": iou} for row, iou in zip(rows, scored.ious, strict=True)],
-        "protocol": {**dataclasses.asdict(settings), "made": meta},
+        "protocol": {
+            **dataclasses.asdict(settings),
+            "annotations_sha256": truth_hash(settings.annotations),
+            "made": meta,
+        },
     }
     say(
         f"{len(rows):,} questions, truth: {settings.truth}\n"

@@ -40,12 +40,17 @@ def write_json(path: str | Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def announce(settings: InferenceSettings, space: str, samples: Sequence[Sample]) -> None:
-    """Say what will be asked and how, before anything slow begins."""
+def announce(
+    settings: InferenceSettings, space: str, samples: Sequence[Sample], own_space: str | None = None
+) -> None:
+    """Say what will be asked and how, before anything slow begins; also a space that is not the model's."""
     images = len({sample.images for sample in samples})
     decoding = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}"
     say(f"model        {settings.model_path}")
-    say(f"coordinates  {space}{' (by --coordinates auto)' if settings.coordinates == 'auto' else ''}")
+    by = " (by --coordinates auto)" if settings.coordinates == "auto" else ""
+    say(f"coordinates  {space}{by}")
+    if own_space not in (None, space):
+        say(f"             by --coordinates; by its own account this model writes {own_space}")
     say(f"questions    {len(samples):,} about {images:,} images")
     say(f"decoding     {decoding}, at most {settings.max_new_tokens} tokens")
     say(f"replies      {settings.output}")

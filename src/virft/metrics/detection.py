@@ -384,8 +384,8 @@ def _size(prediction: Prediction, pair: Pair, truth: Truth) -> tuple[int, int] |
     if prediction.image_size and not same_shape(prediction.image_size, said):
         raise UserError(
             f"prediction {prediction.id!r}: its picture had {prediction.image_size[0]} x "
-            f"{prediction.image_size[1]} pixels, its annotations are for {said[0]} x {said[1]}: are these the "
-            "annotations of these images, or was the image turned after it was annotated?"
+            f"{prediction.image_size[1]} pixels, its annotations are for {said[0]} x {said[1]}: are these "
+            "the annotations of these images, or was the image turned after it was annotated?"
         )
     return said
 
