@@ -280,8 +280,7 @@ def resume_folder(output_dir: str | Path, wanted: str | None) -> Path | None:
         if not Path(wanted).is_dir() or not is_whole(wanted):
             raise UserError(
                 f"--resume_from_checkpoint {wanted}: no whole checkpoint with full state there (cut off, "
-                "damaged, or weights only); "
-                "auto takes the newest that can be resumed"
+                "damaged, or weights only); auto takes the newest that can be resumed"
             )
         return Path(wanted)
     folder, passed = last_checkpoint(output_dir)

@@ -19,7 +19,6 @@ CHOICES: Mapping[str, tuple] = {
 }
 """Flag -> what TRL knows of it."""
 
-
 FEW_GENERATIONS = 4
 """Below this many completions a group's mean and deviation are mostly noise."""
 
@@ -112,9 +111,8 @@ class VisualRFTConfig(TrainingConfig, SharedPrefixConfig):
         piece = self.completions_per_forward or completions
         if piece < 1 or completions % piece:
             raise UserError(
-                f"--completions_per_forward {piece} does not divide the {completions} completions "
-                f"of a device "
-                f"({self.prompts_per_device} prompts x {self.num_generations})"
+                f"--completions_per_forward {piece} does not divide the {completions} completions of a "
+                f"device ({self.prompts_per_device} prompts x {self.num_generations}); give a divisor"
             )
         # Pieces become micro-batches: TRL accumulates their gradients, and a reply's share of the sum is the
         # same.

@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("adapter", help="folder of a LoRA checkpoint (adapter_config.json)")
     parser.add_argument("output", help="folder of the merged checkpoint; must not hold a model yet")
     parser.add_argument("--base", help="base model; default: the one that the adapter names")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="of the merged weights; default: bfloat16",
+    )
     args = parser.parse_args(argv)
     merge(args.adapter, args.output, args.base, args.dtype)
 

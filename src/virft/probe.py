@@ -67,9 +67,8 @@ class SpaceProbe:
             )
         if self.outside * 2 > count:
             return (
-                f"{self.outside} of {count} replies with boxes lie outside of the image in "
-                f"{self.space}, which "
-                "this run declares; check --coordinates"
+                f"{self.outside} of {count} replies with boxes lie outside of the image in {self.space}, "
+                "which this run declares; check --coordinates"
             )
         return None
 

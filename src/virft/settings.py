@@ -64,9 +64,8 @@ class ModelArguments(ModelConfig):
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "dtype of the loaded weights. Default: bfloat16 where something else keeps "
-            "what is learnt in "
-            "float32 or apart (DeepSpeed's master weights, LoRA), else float32.",
+            "help": "dtype of the loaded weights. Default: bfloat16 where something else keeps what is "
+            "learnt in float32 or apart (DeepSpeed's master weights, LoRA), else float32.",
         },
     )
     attn_implementation: str | None = field(

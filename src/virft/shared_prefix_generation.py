@@ -67,9 +67,8 @@ def generate(
         raise ValueError("a shared cache needs virft.shared_prefix_attention.enable(model) first")
     core = model.model
     positions, offset = prompt_positions(core, input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
-    positions = torch.cat(
-        [text_positions(attention_mask)[None], positions]
-    )  # generate wants the text's row first
+    # generate wants the text's row first.
+    positions = torch.cat([text_positions(attention_mask)[None], positions])
     prefix = DynamicCache(config=model.config.get_text_config())
     images = (
         {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw} if image_grid_thw is not None else {}

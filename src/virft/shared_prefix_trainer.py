@@ -55,6 +55,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Remembered, with the wrapper so that its id stays its own: unwrapping asks for installed packages,
+        # which takes milliseconds.
+        self._unwrapped: dict[int, tuple[Any, PreTrainedModel]] = {}
         core_model = self._hugging_face(self.model)
         foreign = {
             "tools": self.tools,
@@ -89,13 +92,11 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def _hugging_face(self, model: Any) -> PreTrainedModel:
         """The Hugging Face model within DDP, DeepSpeed and PEFT."""
-        known = self.__dict__.setdefault(
-            "_unwrapped", {}
-        )  # unwrapping asks for installed packages: milliseconds
-        if id(model) not in known:
+        if id(model) not in self._unwrapped:
             inner = self.accelerator.unwrap_model(model)
-            known[id(model)] = (model, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
-        return known[id(model)][1]
+            found = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+            self._unwrapped[id(model)] = (model, found)
+        return self._unwrapped[id(model)][1]
 
     def _in_half_precision(self) -> bool:
         mixed = self.accelerator.mixed_precision != "no"
@@ -376,9 +377,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             completion_mask,
             getattr(self.args, "shared_prefix_attention", "split"),
         )
-        again = (
-            shown and not images.encoded and len(set(names)) < len(names)
-        )  # several prompts about one image
+        # Several prompts about one image.
+        again = shown and not images.encoded and len(set(names)) < len(names)
         with (
             self.accelerator.autocast(),
             core.get_image_features.repeating(names) if again else nullcontext(),

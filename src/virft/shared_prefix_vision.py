@@ -17,9 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 class SharedVision:
     """Stands for ``get_image_features`` of one model (``Qwen2VLModel`` or ``Qwen2_5_VLModel``).
 
-    - With the keyword ``image_features_given`` what comes as ``pixel_values`` are features already, (visual
-      tokens,
-      hidden size), in the order of the images; the vision tower does not run.
+    - With the keyword ``image_features_given`` what comes as ``pixel_values`` are features already, of shape
+      (visual tokens, hidden size), in the order of the images; the vision tower does not run.
     - Within :meth:`repeating`, images that are the same run through the tower once.
     - Otherwise it is the model's own method.
     """

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -95,45 +96,18 @@ def build(
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     folder = Path(folder)
     tokenizer = _tokenizer(words, thoughts, texts)
-    token_id = tokenizer.convert_tokens_to_ids
-    half = hidden_size // heads // 2  # M-RoPE splits half a head into time, height and width
-    spatial = half * 3 // 8
     text = {
-        "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size or 3 * hidden_size,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": key_value_heads,
-        "max_position_embeddings": 4096,
-        "rope_parameters": {
-            "rope_type": "default",
-            "mrope_section": [half - 2 * spatial, spatial, spatial],
-            "rope_theta": 10000.0,
-        },
-        "bos_token_id": None,
-        "eos_token_id": token_id("<|im_end|>"),
-        "pad_token_id": token_id("<|endoftext|>"),
     }
-    vision = {
-        "depth": vision_depth,
-        "num_heads": vision_heads,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
-    special = {
-        "image_token_id": token_id("<|image_pad|>"),
-        "video_token_id": token_id("<|video_pad|>"),
-        "vision_start_token_id": token_id("<|vision_start|>"),
-        "vision_end_token_id": token_id("<|vision_end|>"),
-    }
+    vision = {"depth": vision_depth, "num_heads": vision_heads}
     torch.manual_seed(seed)
     if family == "qwen2_vl":
         vision |= {"embed_dim": vision_size, "hidden_size": hidden_size, "mlp_ratio": vision_mlp_ratio}
-        model = Qwen2VLForConditionalGeneration(
-            Qwen2VLConfig(text_config=text, vision_config=vision, **special)
-        )
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**_config(tokenizer, text, vision)))
         processor_class = Qwen2VLProcessor
     else:
         vision |= {
@@ -143,11 +117,10 @@ def build(
             "window_size": 56,
             "fullatt_block_indexes": [vision_depth - 1],
         }
-        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **special)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_config(tokenizer, text, vision)))
         processor_class = Qwen2_5_VLProcessor
-    model.generation_config.eos_token_id = token_id("<|im_end|>")
-    model.generation_config.pad_token_id = token_id("<|endoftext|>")
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor_class(
         image_processor=Qwen2VLImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels),
@@ -156,6 +129,35 @@ def build(
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+def _config(
+    tokenizer: PreTrainedTokenizerFast, text: Mapping[str, int], vision: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Keyword arguments of a family's configuration: sizes, and what follows from them and the tokenizer."""
+    token_id = tokenizer.convert_tokens_to_ids
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    spatial = half * 3 // 8  # M-RoPE splits half a head into time, height and width
+    return {
+        "text_config": {
+            **text,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [half - 2 * spatial, spatial, spatial],
+                "rope_theta": 10000.0,
+            },
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        "vision_config": {**vision, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+    }
 
 
 def _tokenizer(

@@ -251,11 +251,11 @@ class VisualRFTTrainer(
         """What this run will do: batch arithmetic, sampling, coordinates, trainable parameters."""
         args, rows = self.args, len(self.train_dataset)
         left_out = rows % args.prompts_per_generation
+        accumulation = args.prompts_per_step // args.world_size // args.prompts_per_device
         lines = [
             f"rows              {rows}" + (f" ({left_out} of each epoch left out)" if left_out else ""),
             f"prompts/step      {args.prompts_per_step} = {args.world_size} devices x "
-            f"{args.prompts_per_device} "
-            f"prompts x {args.prompts_per_step // args.world_size // args.prompts_per_device} accumulation",
+            f"{args.prompts_per_device} prompts x {accumulation} accumulation",
             f"completions/step  {args.completions_per_step} ({args.num_generations} a prompt, "
             f"{args.per_device_train_batch_size} a forward)",
             f"steps/epoch       {args.steps_per_epoch(rows)}",

@@ -20,7 +20,6 @@ MIN_PIXELS = 3136
 MAX_PIXELS = 401408
 """Area limits of a resized image: 4 to 512 visual tokens of 28 x 28 pixels."""
 
-
 POSITIVE = sys.float_info.min
 RANGES: Mapping[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, math.inf),

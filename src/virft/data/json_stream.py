@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from virft.errors import UserError
 
@@ -164,7 +164,8 @@ class _Cursor:
         """The line of the cursor, counted from 1."""
         return self.lines + self.text.count("\n", 0, self.position)
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str) -> NoReturn:
+        """Raise UserError that says what is wrong at the cursor."""
         where = self.passed + self.position
         line = self.line()
         ends = self.position >= len(self.text) - 1 or why.startswith("Unterminated string")

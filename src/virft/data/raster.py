@@ -24,8 +24,8 @@ def fill_polygon(points: Sequence[Sequence[float]], width: int, height: int) -> 
     """The mask of one polygon, border included.
 
     Args:
-        points: corners x, y in pixels; cut to whole pixels (towards 0) as ``np.array(points,
-        dtype=np.int32)`` does.
+        points: corners x, y in pixels; cut to whole pixels (towards 0) as
+            ``np.array(points, dtype=np.int32)`` does.
         width, height: of the image in pixels.
 
     Returns:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="a .json, .jsonl, .csv or .parquet file, a save_to_disk folder or a Hub id; rows, or records of "
         + "; ".join(USERS.values()),
     )
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="of sources that have splits; default: train")
     parser.add_argument("--image_folder", help="where relative image paths start; default: beside the file")
     parser.add_argument(
         "--held_out", help="rows of a test or validation set that must share no image with FILE"
@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         held_out = load_rows(args.held_out, args.split, args.image_folder)
         check_leaks(pictures, picture_hashes(held_out, args.held_out), args.file, args.held_out)
     check_boxes(rows, args.file)
+    check_classes(rows, args.task, args.file)
     own = set(rows["task"]) if "task" in rows.column_names else set()
     tasks = [args.task, *(task for task in TASK_REWARDS if task in own - {args.task})]
-    check_classes(rows, args.task, args.file)
     names = args.reward_funcs or list(dict.fromkeys(name for task in tasks for name in TASK_REWARDS[task]))
     try:
         check_solutions(load_rewards(names), rows.remove_columns("images"))
