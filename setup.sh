@@ -30,9 +30,14 @@ done
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 if [ ! -x .venv/bin/python ]; then
   chosen=""
-  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python; do
+  candidates=(python3 python3.13 python3.12 python3.11 python)
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi  # what was asked for, and nothing else
+  for candidate in "${candidates[@]}"; do
     if command -v "$candidate" >/dev/null 2>&1 && new_enough "$candidate"; then chosen="$candidate"; break; fi
   done
+  if [ -z "$chosen" ] && [ -n "${PYTHON:-}" ]; then
+    echo "error: PYTHON=$PYTHON is no Python 3.11 or later; name another one, or leave PYTHON out" >&2; exit 2
+  fi
   if [ -z "$chosen" ]; then
     echo "error: no Python 3.11 or later found; install one or name it with PYTHON=/path/to/python3.11" >&2; exit 2
   fi
@@ -42,10 +47,19 @@ if [ ! -x .venv/bin/python ]; then
   fi
 fi
 new_enough .venv/bin/python || { echo "error: .venv holds a Python older than 3.11; remove it and run again" >&2; exit 2; }
+# The programs in it name the folder that it was made in.
+made_in=$(. .venv/bin/activate >/dev/null 2>&1 && printf '%s' "$VIRTUAL_ENV") || made_in=""
+if [ -n "$made_in" ] && ! [ "$made_in" -ef .venv ]; then
+  echo "error: .venv was made as $made_in and then moved or copied; remove it and run again" >&2; exit 2
+fi
+# It lacks pip where its making was interrupted.
+if ! .venv/bin/python -c 'import pip' 2>/dev/null && ! .venv/bin/python -m ensurepip --upgrade >/dev/null 2>&1; then
+  echo "error: .venv has no pip; remove .venv and run again" >&2; exit 2
+fi
 
 # What is installed is written down: the extras asked for so far, and a digest of all that decides the outcome.
 stamp=.venv/virft-installed
-if [ -f "$stamp" ]; then read -ra before <<<"$(head -n 1 "$stamp")"; extras+=("${before[@]}"); fi
+if [ -f "$stamp" ]; then read -ra before <<<"$(head -n 1 "$stamp")"; extras+=("${before[@]+"${before[@]}"}"); fi
 extras=($(printf '%s\n' "${extras[@]+"${extras[@]}"}" | sort -u))
 # vLLM pins its own torch and transformers, so the tested versions cannot hold beside it.
 case " ${extras[*]-} " in *" vllm "*) newest=1 ;; esac

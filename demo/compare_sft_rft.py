@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -37,8 +38,17 @@ from contest import BASE, Contest, RowSet, examine
 from machine import ROOT, Machine
 from presets import PRESETS
 from scores import COLUMNS, SUITE_OF
-from stages import Journal, Stage, checked_output, run_to_the_end, say
-from tasks import Task, adjusted, from_flags, from_preset
+from stages import (
+    Journal,
+    Stage,
+    checked_output,
+    distinct,
+    recorded_in,
+    run_to_the_end,
+    say,
+    whole_number,
+)
+from tasks import OWN, Task, adjusted, from_flags, from_preset
 
 from virft.checkpoint import installed_versions
 from virft.files import replacing
@@ -50,17 +60,15 @@ DEFAULT = "confidence"
 
 def run_seed(folder: Path, seed: int, task: Task, machine: Machine) -> dict[str, Any]:
     """One seed: prepare, examine the base, one contest for each row set. Raises StageFailed, UserError."""
-    rules = task.rules
-    if not rules.rows_at_once:
-        rules = replace(rules, rows_at_once=max(1, machine.per_process(rules.rows_per_step)))
-    rules.check(machine)
+    rules = task.rules.settled(machine)
     rivals = [m for m in task.methods if m.labels == "self"]
     plan = [*task.stages, Stage(BASE, "Examination of the base", "the numbers to beat", COSTS["examination"])]
     for name in task.sets:
         if rivals:
             plan.append(self_labelled.stage(name, COSTS["examination"]))
         plan += Contest.plan(task.methods, RowSet(name, "", ""), COSTS)
-    with Journal(folder, plan, ROOT).opened() as journal:
+    # Relative paths among the user's own flags begin where the user stands.
+    with Journal(folder, plan, Path.cwd() if task.own else ROOT).opened() as journal:
         model, row_sets = task.prepare(journal, machine)
         made = task.made_by
         place, done = journal.stage(BASE, {"model": model, "rules": rules.of_examination()}, made)
@@ -92,17 +100,23 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--preset", choices=list(PRESETS), help=f"a contest on digit scans ({abouts}); default: {DEFAULT}"
     )
-    flags.add_argument("--shots", type=int, nargs="+", help="rows a class; a preset's row sets")
-    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    flags.add_argument("--shots", type=whole_number(1), nargs="+", help="rows a class; a preset's row sets")
+    flags.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0, 1, 2], help="(0 1 2)")
     flags.add_argument("--output", type=Path, help="folder (comparison/NAME)")
     flags.add_argument("--short", action="store_true", help="touch every stage; learns nothing")
-    flags.add_argument("--processes", type=int, help="of a training; default: 1 on a GPU machine, 2 on a CPU")
-    flags.add_argument("--steps", type=int, help="optimizer steps of every training")
-    flags.add_argument("--eval_every", type=int, help="ask the validation rows every so many steps")
-    flags.add_argument("--rows_per_step", type=int, help="rows (GRPO: prompts) a step, over all processes")
-    flags.add_argument("--rows_at_once", type=int, help="rows a process takes at once; the rest accumulates")
-    flags.add_argument("--sft_rates", nargs="+", metavar="RATE", help="learning rates that SFT tries")
-    flags.add_argument("--rft_rates", nargs="+", metavar="RATE", help="learning rates that GRPO tries")
+    for name, meaning in (
+        ("processes", "of a training; default: 1 on a GPU machine, 2 on a CPU"),
+        ("steps", "optimizer steps of every training"),
+        ("eval_every", "ask the validation rows every so many steps"),
+        ("rows_per_step", "rows (GRPO: prompts) a step, over all processes"),
+        ("rows_at_once", "rows a process takes at once; the rest accumulates"),
+        ("max_completion_length", "longest reply in tokens (a model of your own: 1024)"),
+        ("batch_size", "questions a batch when a model is asked (a model of your own: 8)"),
+    ):
+        flags.add_argument(f"--{name}", type=whole_number(1), help=meaning)
+    for method, title in (("sft", "SFT"), ("rft", "GRPO")):
+        meaning = f"learning rates that {title} tries"
+        flags.add_argument(f"--{method}_rates", nargs="+", type=_rate, metavar="RATE", help=meaning)
     flags.add_argument("--sft_flags", default="", help="further flags of sft.py, in one string")
     flags.add_argument("--rft_flags", default="", help="further flags of grpo.py, in one string")
     own = flags.add_argument_group("your own model and rows")
@@ -116,14 +130,25 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--suite", choices=list(COLUMNS), help="of virft.evaluate; default: the task's")
     own.add_argument("--suite_flags", help="its flags, in one string: which annotations, images, categories")
     own.add_argument("--train_flags", default="", help="flags of both training programs, in one string")
-    own.add_argument("--max_completion_length", type=int, help="longest reply in tokens (1024)")
-    own.add_argument("--batch_size", type=int, default=8, help="questions a batch when a model is asked (8)")
     return flags
+
+
+def _rate(text: str) -> str:
+    """A learning rate as it was written: it names folders, and stands in commands."""
+    try:
+        good = 0 < float(text) < math.inf
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"{text!r} is no learning rate; write a number above 0 such as 1e-5")
+    return text
 
 
 def chosen(flags: argparse.Namespace) -> tuple[Callable[[int], Task], Path]:
     """Seed -> its task, and the folder of everything. Raises UserError naming a flag."""
-    own = flags.model or flags.rows
+    for flag in ("seeds", "shots", "sft_rates", "rft_rates"):
+        distinct(f"--{flag}", getattr(flags, flag) or ())
+    own = any(getattr(flags, flag) for flag in OWN)
     name = Path(flags.rows or "own").stem.replace("{seed}", "") if own else flags.preset or DEFAULT
     folder = checked_output(flags.output or ROOT / "comparison" / name)
     if own:
@@ -134,6 +159,15 @@ def chosen(flags: argparse.Namespace) -> tuple[Callable[[int], Task], Path]:
     if flags.short:
         preset = preset.short()
     return lambda seed: adjusted(from_preset(name, preset, _of(folder, seed), seed), flags), folder
+
+
+def _forget_other_results(output: Path, task: Task) -> None:
+    """A table of another contest must not stand there while this one is under way."""
+    before = recorded_in(output / "results.json")
+    now = {"name": task.name, "about": task.about, "suite": task.rules.suite}
+    if before and now != {name: before.get(name) for name in now}:
+        for name in ("results.json", "table.md", "comparison.png"):
+            (output / name).unlink(missing_ok=True)
 
 
 def _of(folder: Path, seed: int) -> Path:
@@ -150,13 +184,18 @@ def compare(flags: argparse.Namespace) -> None:
     """Every seed's contest, then their table and picture. Raises as :class:`stages.Journal` does."""
     task_of, output = chosen(flags)
     machine = Machine.found(flags.processes)
-    say(f"SFT against RFT: {task_of(flags.seeds[0]).about}\nresults in {output}\n\n")
+    # What is wrong with the last seed is said before the first one has worked for hours.
+    tasks = {seed: task_of(seed) for seed in flags.seeds}
+    for task in tasks.values():
+        task.rules.settled(machine)
+    task = tasks[flags.seeds[0]]
+    _forget_other_results(output, task)
+    say(f"SFT against RFT: {task.about}\nresults in {output}\n\n")
     say(machine.prepare(offline=not flags.model))
     runs = []
     for seed in flags.seeds:
         say(f"\n=== seed {seed} ===\n")
-        runs.append(run_seed(_of(output, seed), seed, task_of(seed), machine))
-    task = task_of(flags.seeds[0])
+        runs.append(run_seed(_of(output, seed), seed, tasks[seed], machine))
     results = comparison.results(task.name, task.about, task.rules.suite, task.rules.task, task.methods, runs)
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {machine.processes} processes"
     results["versions"] = {"python": platform.python_version(), **installed_versions()}

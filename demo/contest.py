@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Rules:
         answering: questions a batch when a model is asked.
         train_flags: for every training program.
         suite, suite_flags: the examination: a suite of ``virft.evaluate`` and its flags.
+        suite_content: what tells the files that these flags name from others of the same names.
     """
 
     task: str
@@ -75,14 +76,28 @@ class Rules:
     train_flags: tuple[str, ...]
     suite: str
     suite_flags: tuple[str, ...]
+    suite_content: str = ""
 
     def of_training(self) -> dict[str, Any]:
         """What a training depends on: another examination is no reason to train again."""
-        return {k: v for k, v in asdict(self).items() if k not in ("suite", "suite_flags")}
+        return {k: v for k, v in asdict(self).items() if not k.startswith("suite")}
 
     def of_examination(self) -> dict[str, Any]:
         """What an examination depends on."""
-        return {k: getattr(self, k) for k in ("suite", "suite_flags", "tokens")}
+        named = {"suite_content": self.suite_content} if self.suite_content else {}
+        return {k: getattr(self, k) for k in ("suite", "suite_flags", "tokens")} | named
+
+    def settled(self, machine: Machine) -> Rules:
+        """The rules with ``rows_at_once`` chosen. Raises UserError where numbers do not fit together."""
+        if not self.rows_at_once and self.rows_per_step % machine.processes:
+            raise UserError(
+                f"--rows_per_step {self.rows_per_step} must be a multiple of the {machine.processes} "
+                "processes of a training; change it, or --processes"
+            )
+        at_once = self.rows_at_once or machine.per_process(self.rows_per_step)
+        rules = replace(self, rows_at_once=at_once)
+        rules.check(machine)
+        return rules
 
     def check(self, machine: Machine) -> None:
         """Refuse numbers that do not fit together. Raises UserError naming the flags."""
@@ -101,12 +116,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows to train on and their name; an empty name where there is one set only."""
+    """Rows to train on and their name; an empty name where there is one set only.
+
+    ``content`` tells rows and model of the user's own from others of the same names.
+    """
 
     name: str
     rows: str
     validation: str
     self_labelled: str | None = None
+    content: str = ""
 
     def taught(self, labels: str) -> str:
         """The file that a method with these labels trains on."""
@@ -247,7 +266,7 @@ class Contest:
             "rows": [self.rows.taught(method.labels), self.rows.validation],
             "model": self.model,
             "seed": self.seed,
-        }
+        } | ({"content": self.rows.content} if self.rows.content else {})
         folder, done = self.journal.stage(name, settings, self.after)
         if done is None:
             accumulated = rules.rows_per_step // (rules.rows_at_once * self.machine.processes)

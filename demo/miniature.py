@@ -162,9 +162,9 @@ def sft_command(
 
 def sft_watch(metric: str) -> dict[str, str]:
     """What is shown beside the bar of sft.py."""
-    return {"loss": r"'loss'?: '?([0-9.]+)", f"validation {metric}": validation_pattern(metric)}
+    return {"loss": r"'loss'?: '?([-+.0-9e]+)", f"validation {metric}": validation_pattern(metric)}
 
 
 def validation_pattern(metric: str) -> str:
     """A metric of the validation scenes in what the training programs write."""
-    return rf"'eval_{metric}'?: '?([0-9.]+)"
+    return rf"'eval_{metric}'?: '?([-+.0-9e]+)"

@@ -25,7 +25,7 @@ import report
 from machine import ROOT, TINY, Machine
 from miniature import ADAM, EXAMINATION_SEED, sft_command, sft_watch
 from recipe import PLAN, REWARD_CURVES, SHORT, Recipe
-from stages import Journal, checked_output, run_to_the_end, say
+from stages import Journal, checked_output, distinct, recorded_in, run_to_the_end, say, whole_number
 
 from virft.checkpoint import installed_versions, last_checkpoint
 from virft.data.digits import Scenes
@@ -56,8 +56,8 @@ class QuickStart:
         """Numbers of another seed or recipe must not stand there while this run is under way."""
         file = self.folder / "results.json"
         if file.is_file():
-            results = json.loads(file.read_text())
-            if (results["seed"], results["recipe"]) != (self.seed, asdict(self.recipe)):
+            results = recorded_in(file)
+            if (results.get("seed"), results.get("recipe")) != (self.seed, asdict(self.recipe)):
                 file.unlink()
 
     def make_model(self) -> None:
@@ -111,9 +111,8 @@ class QuickStart:
             *("--resume_from_checkpoint", "auto"),
             *TINY,
         )
-        watch = {
-            label.split(" (")[0]: rf"{key}'?: '?([0-9.]+)" for label, key in list(REWARD_CURVES.items())[:2]
-        }
+        shown = list(REWARD_CURVES.items())[:2]
+        watch = {label.split(" (")[0]: rf"{key}'?: '?([-+.0-9e]+)" for label, key in shown}
         self.journal.run(command, "grpo", r.grpo_steps, watch=watch)
         self.journal.finish()
 
@@ -126,8 +125,8 @@ class QuickStart:
     def report(self) -> dict[str, Any]:
         """``results.json`` and the pictures."""
         _, done = self.journal.stage("report", {})
-        if done is not None and (self.folder / "results.json").is_file():
-            return json.loads((self.folder / "results.json").read_text())
+        if done is not None and (before := recorded_in(self.folder / "results.json")):
+            return before
         models = {"base": "warmup", "sft": "sft", "grpo": "grpo"}
         scenes = {name: self._replies(model) for name, model in models.items()}
         ious = {name: [scene.iou for scene in replied] for name, replied in scenes.items()}
@@ -223,9 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "quickstart", help="folder (quickstart)")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, default=0, help="of weights, training scenes and sampling (0)")
     seeds.add_argument(
-        "--seeds", type=int, nargs="+", help="several runs, each in a folder seed-N of --output"
+        "--seed", type=whole_number(0), default=0, help="of weights, training scenes and sampling (0)"
+    )
+    seeds.add_argument(
+        "--seeds",
+        type=whole_number(0),
+        nargs="+",
+        help="several runs, each in a folder seed-N of --output",
     )
     parser.add_argument(
         "--short", action="store_true", help="touch every stage in a minute or two; learns nothing"
@@ -237,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(flags: argparse.Namespace) -> None:
     """The quick start of one seed, or of several and their table. Raises as :class:`stages.Journal` does."""
     output = checked_output(flags.output)
+    distinct("--seeds", flags.seeds or ())
     recipe = SHORT if flags.short else Recipe()
     say(f"virft quick start: results in {output}\n")
     machine = Machine.found()

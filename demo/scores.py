@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from virft.data import coco
+from virft.errors import UserError
 from virft.evaluate import rows
 from virft.evaluate.asking import scores_path
 from virft.metrics import bootstrap, classification, detection
@@ -114,4 +115,12 @@ def statistic(suite: str, place: Path) -> tuple[bootstrap.Statistic, int]:
 
 
 def _scores(place: Path) -> dict[str, Any]:
-    return json.loads(scores_path(place / REPLIES).read_text(encoding="utf-8"))
+    file = scores_path(place / REPLIES)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        # The base's place is its stage's folder, the others' lie in that of their stage.
+        stage = place if (place.parent / "stages").is_dir() else place.parent
+        raise UserError(
+            f"{file} is missing or damaged: remove the folder {stage} and start again; it is made anew"
+        ) from None

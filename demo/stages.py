@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from virft.errors import UserError
-from virft.files import replacing
+from virft.files import check_folder, replacing
+from virft.programs import run_program
 
 COMMAND_WIDTH = 100
 """Columns after which a command that is shown goes on in the next line."""
@@ -63,7 +65,8 @@ class Journal:
 
     A stage's key is a digest of its settings and of the keys of the stages that it builds on. A stage is
     skipped when its marker bears that key and says done, continued when it was begun with that key, else
-    begun anew.
+    begun anew: also where its marker is damaged or its folder gone. A folder of a stage's name that no marker
+    speaks for is somebody else's and stays.
     """
 
     folder: Path
@@ -79,9 +82,14 @@ class Journal:
 
     @contextmanager
     def opened(self) -> Iterator[Journal]:
-        """Hold the folder for this program and what it starts. Raises UserError when another one has it."""
+        """Hold the folder for this program and what it starts.
+
+        Raises:
+            UserError: another one has it, or nothing can be written there.
+        """
         import fcntl
 
+        check_folder("--output", self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "w") as self.lock:
             try:
@@ -104,6 +112,9 @@ class Journal:
 
         Returns:
             The stage's folder, and what :meth:`finish` recorded when it is done already, else None.
+
+        Raises:
+            UserError: something that no run of this program made stands in the folder's place.
         """
         stage = self.plan[self._number]
         if stage.name != name:
@@ -116,13 +127,22 @@ class Journal:
         say(f"\n[{self._number} of {len(self.plan)}] {stage.title}\n    {stage.why}\n")
         self._started, self._started_cpu = time.monotonic(), _cpu_seconds()
         folder, marker = self.folder / name, self.folder / "stages" / f"{name}.json"
-        recorded = json.loads(marker.read_text()) if marker.is_file() else {}
-        if recorded.get("key") == key and recorded["done"]:
+        recorded = recorded_in(marker)
+        if folder.exists() and not marker.exists():
+            raise UserError(
+                f"{folder} stands where this program would write, and no run of it made that: "
+                "move it away, or give another --output"
+            )
+        gone = recorded.get("folder", False) and not folder.is_dir()
+        if recorded.get("key") == key and recorded["done"] and not gone:
             say(f"    done before, in {clock(recorded['seconds'])}\n")
             return folder, recorded["result"]
         if recorded.get("key") != key:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
             self._record(stage, {"done": False})
+        elif gone:
+            say(f"    done before, but {folder} is gone: once more\n")
         elif folder.exists():
             say("    continuing where it was interrupted\n")
         return folder, None
@@ -135,6 +155,7 @@ class Journal:
         result = result or {}
         entry = {
             "done": True,
+            "folder": (self.folder / stage.name).is_dir(),
             "seconds": round(seconds, 1),
             "cpu_seconds": round(_cpu_seconds() - self._started_cpu, 1),
             "result": result,
@@ -374,8 +395,8 @@ def _cpu_seconds() -> float:
 
 
 def run_to_the_end(work: Callable[[], None]) -> int:
-    """Do ``work``; what went wrong becomes a line and an exit code: 2 the user's mistake, 1 a stage that
-    failed, 130 an interruption.
+    """Do ``work``; what went wrong becomes a line and an exit code: 2 what the user must mend (as
+    :func:`virft.programs.run_program` has it), 1 a stage that failed, 130 an interruption.
 
     A polite end (kill, a closed terminal) is treated like Ctrl-C: what runs below is ended too.
     """
@@ -383,26 +404,54 @@ def run_to_the_end(work: Callable[[], None]) -> int:
         if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
             signal.signal(polite, signal.default_int_handler)
     sys.stdout.reconfigure(errors="replace")
-    try:
-        work()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except StageFailed as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        say("\nInterrupted. Run the same command again: it continues from here.\n")
-        return 130
-    return 0
+    codes = []
+
+    def ended() -> None:
+        try:
+            work()
+        except StageFailed as error:
+            sys.stderr.write(f"\nerror: {error}\n")
+            codes.append(1)
+        except KeyboardInterrupt:
+            say("\nInterrupted. Run the same command again: it continues from here.\n")
+            codes.append(130)
+
+    run_program(ended)
+    return codes[0] if codes else 0
 
 
 def checked_output(folder: Path) -> Path:
-    """The folder of ``--output``, absolute. Raises UserError where it is a file."""
+    """The folder of ``--output``, absolute. Raises UserError where nothing can be written in it."""
     folder = folder.expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file: name a folder")
+    check_folder("--output", folder)
     return folder
+
+
+def distinct(flag: str, values: Sequence[Any]) -> None:
+    """Refuse a value that stands twice behind a flag. Raises UserError."""
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{flag}: {value} stands there twice; leave one out")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of a flag whose value is a whole number from ``least`` on, for argparse."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return read
+
+
+def recorded_in(file: Path) -> dict[str, Any]:
+    """A JSON object that an earlier run left; empty where there is none, or what stands there is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def say(text: str) -> None:

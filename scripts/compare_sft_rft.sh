@@ -3,6 +3,7 @@
 #   bash scripts/compare_sft_rft.sh                              digit scans, 16 CPU-minutes a seed; continues if interrupted
 #   bash scripts/compare_sft_rft.sh --preset classification      k-shot classification;  --help: your own model and rows
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash setup.sh
-exec .venv/bin/python demo/compare_sft_rft.py "$@"
+# Paths among the flags are the caller's own: nothing here changes the folder.
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$root/setup.sh"
+exec "$root/.venv/bin/python" "$root/demo/compare_sft_rft.py" "$@"

@@ -27,14 +27,20 @@ from virft.types import Prediction
 def demo(root: Path) -> SimpleNamespace:
     """The modules of the comparison."""
     sys.path.insert(0, str(root / "demo"))
+    import compare_sft_rft
     import comparison
     import contest
     import presets
     import scores
-    import self_labelled
+    import tasks
 
     yield SimpleNamespace(
-        contest=contest, comparison=comparison, presets=presets, scores=scores, self_labelled=self_labelled
+        program=compare_sft_rft,
+        contest=contest,
+        comparison=comparison,
+        presets=presets,
+        scores=scores,
+        tasks=tasks,
     )
     sys.path.remove(str(root / "demo"))
 
@@ -159,60 +165,149 @@ def test_the_table_holds_the_scorers_numbers_and_the_pairs(
         assert min(image.size) > 300
 
 
-def run(root: Path, *flags: object) -> subprocess.CompletedProcess:
+def run(root: Path, *flags: object, folder: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(root / "demo" / "compare_sft_rft.py"), *map(str, flags)],
         capture_output=True,
         text=True,
+        cwd=folder,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
 
 
+OWN = {
+    "--task": "detection",
+    "--model": "m",
+    "--rows": "rows.jsonl",
+    "--validation": "rows.jsonl",
+    "--suite_flags": "x",
+}
+
+
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("changes", "says"),
     [
+        ({"--validation": ""}, "--validation missing"),
+        ({"--model": "", "--rows": ""}, "--model, --rows missing"),
+        ({"--rows": "no.jsonl"}, "no.jsonl: no such file"),
+        ({"--rows": "{other}.csv"}, "{other}.csv: no such file"),
+        ({"--rows": "rows-{seed}.jsonl", "--seeds": "0 1"}, "rows-1.jsonl: no such file"),
+        ({"--shots": "3"}, "--shots is for the digit scans"),
+        ({"--test": "rows.jsonl"}, "give one examination"),
         (
-            ["--model", "m", "--rows", "rows.jsonl", "--task", "detection"],
-            "--validation missing",
+            {"--test": "rows.jsonl", "--suite_flags": "", "--suite": "lvis"},
+            "--suite is for a suite's own data",
         ),
-        (
-            [
-                "--model",
-                "m",
-                "--rows",
-                "no.jsonl",
-                "--validation",
-                "no.jsonl",
-                "--task",
-                "detection",
-                "--suite_flags",
-                "x",
-            ],
-            "no.jsonl: no such file",
-        ),
-        (["--short", "--eval_every", "3"], "--eval_every 3"),
-        (
-            [
-                "--short",
-                "--model",
-                "m",
-                "--rows",
-                "r",
-                "--validation",
-                "v",
-                "--task",
-                "detection",
-                "--suite_flags",
-                "x",
-            ],
-            "--short is for the digit scans",
-        ),
+        ({"--suite": "lisa"}, "choose coco or lvis"),
+        ({"--train_flags": "--run_name 'a"}, "--train_flags: "),
+        ({"--processes": "3"}, "--rows_per_step 16 must be a multiple of the 3 processes"),
+        ({"--eval_every": "3"}, "--eval_every 3"),
+        ({"--sft_rates": "1e-5 1e-5"}, "--sft_rates: 1e-5 stands there twice"),
+        ({"--seeds": "0 0"}, "--seeds: 0 stands there twice"),
+        ({"--output": "rows.jsonl"}, "rows.jsonl is a file"),
     ],
 )
-def test_bad_flags_are_one_sentence(root: Path, tmp_path: Path, flags: list[str], says: str) -> None:
-    done = run(root, *flags, "--output", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and says in done.stderr and "Traceback" not in done.stderr
+def test_flags_that_contradict_are_one_sentence(
+    demo: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "rows-0.jsonl"):
+        (tmp_path / name).touch()
+    several = ("--seeds", "--sft_rates")
+    words = {"--output": "out"} | OWN | changes
+    line = [w for k, v in words.items() if v for w in (k, *(v.split() if k in several else [v]))]
+    with pytest.raises(UserError) as raised:
+        demo.program.compare(demo.program.parser().parse_args(line))
+    assert says in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--steps", "0"), ("--seeds", "-1"), ("--rft_rates", "fast"), ("--batch_size", "x")]
+)
+def test_numbers_are_numbers(
+    demo: SimpleNamespace, capsys: pytest.CaptureFixture, flag: str, value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        demo.program.parser().parse_args([f"{flag}={value}"])
+    assert f"argument {flag}: '{value}' is no" in capsys.readouterr().err
+
+
+def own_task(demo: SimpleNamespace, *more: str):
+    words = [word for pair in OWN.items() for word in pair]
+    return demo.tasks.from_flags(demo.program.parser().parse_args([*words, *more]), 0)
+
+
+def test_a_file_that_changed_under_its_name_is_another_one(
+    demo: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "x"):
+        (tmp_path / name).write_text("old")
+
+    def keys() -> tuple[str, str]:
+        task = own_task(demo)
+        rules = task.rules
+        assert rules.suite_content in rules.of_examination().values()
+        assert rules.suite_content not in rules.of_training().values()
+        return demo.tasks._content(["rows.jsonl"]), rules.suite_content
+
+    before = keys()
+    assert keys() == before
+    (tmp_path / "rows.jsonl").write_text("new")
+    assert keys()[0] != before[0] and keys()[1] == before[1]
+    (tmp_path / "x").write_text("new")
+    assert keys()[1] != before[1]
+
+
+def test_every_file_is_checked_by_itself_and_against_the_others(
+    demo: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "v.jsonl", "t.jsonl"):
+        (tmp_path / name).touch()
+    commands = []
+    journal = SimpleNamespace(
+        stage=lambda *_: (None, None),
+        run=lambda command, *_: commands.append([word for word in command if word.endswith(".jsonl")]),
+        finish=lambda: None,
+    )
+    task = own_task(demo, "--validation", "v.jsonl", "--test", "t.jsonl", "--suite_flags", "")
+    task.prepare(journal, None)
+    assert sorted(commands) == [
+        ["rows.jsonl", "t.jsonl"],
+        ["rows.jsonl", "v.jsonl"],
+        ["t.jsonl"],
+        ["v.jsonl", "t.jsonl"],
+    ]
+
+
+def test_damaged_scores_name_the_folder_to_remove(demo: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    for place, stage in (("base", "base"), ("examination/rft-end", "examination")):
+        (tmp_path / place).mkdir(parents=True)
+        with pytest.raises(UserError, match="missing or damaged") as raised:
+            demo.scores.numbers("coco", "detection", tmp_path / place)
+        assert f"remove the folder {tmp_path / stage} and" in str(raised.value)
+
+
+def test_a_table_of_another_contest_goes_before_this_one_begins(
+    demo: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    task = own_task(demo)
+    for about, left in ((task.about, True), ("another model", False)):
+        said = {"name": task.name, "about": about, "suite": task.rules.suite}
+        (tmp_path / "results.json").write_text(json.dumps(said))
+        (tmp_path / "table.md").touch()
+        demo.program._forget_other_results(tmp_path, task)
+        assert (tmp_path / "table.md").exists() is left
+        assert (tmp_path / "results.json").exists() is left
 
 
 @pytest.mark.slow
@@ -254,7 +349,10 @@ def test_short_mode_killed_and_continued(demo: SimpleNamespace, root: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_model_and_rows_of_ones_own(root: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> None:
-    """Grounding, examined by LISA's suite, then by rows: another examination is no reason to train again."""
+    """Grounding, examined by LISA's suite, then by rows: another examination is no reason to train again.
+
+    All paths are relative to the folder in which the program is started.
+    """
     split = lisa_split(tmp_path / "val")
     build = [sys.executable, str(root / "dataset" / "build_grounding.py")]
     colours = {"rows-0": ("red", "green", "blue"), "validation": ("cyan", "pink", "gold")}
@@ -266,22 +364,22 @@ def test_a_model_and_rows_of_ones_own(root: Path, tiny_qwen2_vl: Path, tmp_path:
         flags = ["--split", str(images), "--output", str(tmp_path / f"{name}.jsonl")]
         subprocess.run([*build, *flags], check=True, capture_output=True)
     contest = [
-        *("--task", "grounding", "--model", tiny_qwen2_vl, "--rows", tmp_path / "rows-{seed}.jsonl"),
-        *("--validation", tmp_path / "validation.jsonl", "--seeds", 0, "--processes", 1),
+        *("--task", "grounding", "--model", tiny_qwen2_vl, "--rows", "rows-{seed}.jsonl"),
+        *("--validation", "validation.jsonl", "--seeds", 0, "--processes", 1),
         *("--steps", 2, "--eval_every", 1, "--rows_per_step", 2, "--max_completion_length", 8),
         *("--sft_rates", "1e-4", "--rft_rates", "1e-4", "--rft_flags", "--num_generations 2"),
-        *("--train_flags", "--bf16 false", "--output", tmp_path / "out"),
+        *("--train_flags", "--bf16 false", "--output", "out"),
     ]
     for examination, trainings in (
-        (("--suite_flags", f"--annotations {split}"), 2),
-        (("--test", tmp_path / "test.jsonl"), 0),
+        (("--suite_flags", f"--annotations {split.name}"), 2),
+        (("--test", "test.jsonl"), 0),
     ):
-        done = run(root, *contest, *examination)
+        done = run(root, *contest, *examination, folder=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("torchrun") == trainings
         results = json.loads((tmp_path / "out" / "results.json").read_text())
         assert results["metric"] == "miou"
         names = ["base", "sft-end", "sft-best", "rft-end", "rft-best"]
         assert list(results["sets"][""]["contestants"]) == names
-    leaking = run(root, *contest, "--test", tmp_path / "rows-0.jsonl")
+    leaking = run(root, *contest, "--test", "rows-0.jsonl", folder=tmp_path)
     assert leaking.returncode == 1 and "take it out of one set" in leaking.stderr

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +83,70 @@ def test_an_unfinished_stage_keeps_its_folder(stages: ModuleType, tmp_path: Path
     with journal(stages, tmp_path).opened() as book:
         folder, done = book.stage("first", {"other": True})
         assert done is None and not folder.exists()
+
+
+def finished_once(stages: ModuleType, folder: Path) -> tuple[Path, Path]:
+    """A stage that made a file; its folder and its marker."""
+    with journal(stages, folder).opened() as book:
+        made, _ = book.stage("first", {})
+        made.mkdir()
+        (made / "weights").touch()
+        book.finish({"number": 1})
+    return made, folder / "stages" / "first.json"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 3}'])
+def test_a_damaged_marker_means_once_more(stages: ModuleType, tmp_path: Path, damage: str) -> None:
+    made, marker = finished_once(stages, tmp_path)
+    marker.write_text(damage)
+    with journal(stages, tmp_path).opened() as book:
+        assert book.stage("first", {}) == (made, None)
+    assert not made.exists()
+
+
+def test_a_finished_stage_whose_folder_is_gone_is_done_once_more(stages: ModuleType, tmp_path: Path) -> None:
+    made, _ = finished_once(stages, tmp_path)
+    with journal(stages, tmp_path).opened() as book:
+        assert book.stage("first", {})[1] == {"number": 1}
+    shutil.rmtree(made)
+    with journal(stages, tmp_path).opened() as book:
+        assert book.stage("first", {})[1] is None
+
+
+def test_what_another_program_made_is_never_removed(stages: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "thesis.tex").touch()
+    with journal(stages, tmp_path).opened() as book, pytest.raises(UserError, match="another --output"):
+        book.stage("first", {})
+    assert (tmp_path / "first" / "thesis.tex").exists()
+
+
+def test_what_the_user_must_mend_is_one_sentence(
+    stages: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.json")
+
+    with pytest.raises(SystemExit) as ended:
+        stages.run_to_the_end(full)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: results.json: No space left on device")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="--output"):
+            stages.checked_output(place)
+    (tmp_path / "seed-0").touch()
+    with pytest.raises(UserError, match="seed-0 is a file"), journal(stages, tmp_path / "seed-0").opened():
+        pass
+
+
+def test_a_small_number_is_read_with_its_exponent(demo: Path) -> None:
+    import miniature
+
+    assert re.findall(miniature.validation_pattern("map"), "{'eval_map': '1.5e-05'}") == ["1.5e-05"]
 
 
 def test_two_runs_in_one_folder_are_refused(stages: ModuleType, tmp_path: Path) -> None:
@@ -217,12 +284,50 @@ def test_short_mode_interrupted_and_continued(root: Path, tmp_path: Path) -> Non
     assert (folder / "grpo" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_bad_flags_are_one_sentence(root: Path, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    command = [sys.executable, str(root / "demo" / "quickstart.py"), "--short", "--output", str(blocked)]
-    done = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--seed", "-1"], "'-1' is no whole number from 0 on"),
+        (["--seeds", "0", "0"], "--seeds: 0 stands there twice"),
+        (["--output", "FILE"], "FILE is a file"),
+    ],
+)
+def test_bad_flags_are_one_sentence(root: Path, tmp_path: Path, flags: list[str], says: str) -> None:
+    (tmp_path / "FILE").write_text("in the way")
+    command = [sys.executable, str(root / "demo" / "quickstart.py"), "--short", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert (
-        done.stderr.startswith("error: ") and str(blocked) in done.stderr and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and says in done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["FILE"]
+
+
+def set_up(root: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """setup.sh by itself in a folder, started from elsewhere."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(root / "setup.sh", folder)
+    script = folder / "setup.sh"
+    return subprocess.run(
+        ["bash", str(script)], capture_output=True, text=True, env={**os.environ, **variables}
     )
+
+
+def test_setup_takes_the_python_that_was_asked_for_or_none(root: Path, tmp_path: Path) -> None:
+    done = set_up(root, tmp_path / "with space", PYTHON="python2.7")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: PYTHON=python2.7 is no Python 3.11 or later")
+    chosen = tmp_path / "my python" / "python3"
+    chosen.parent.mkdir()
+    # New enough, but it cannot make an environment.
+    chosen.write_text('#!/bin/sh\n[ "$1" = -c ]\n')
+    chosen.chmod(0o755)
+    done = set_up(root, tmp_path / "with space", PYTHON=str(chosen))
+    assert done.returncode == 2 and done.stderr.startswith(f"error: '{chosen} -m venv' failed")
+
+
+def test_setup_refuses_an_environment_that_was_moved(root: Path, tmp_path: Path) -> None:
+    made = tmp_path / "old" / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
+    made.parent.rename(tmp_path / "new")
+    done = set_up(root, tmp_path / "new")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: .venv was made as {made} and then moved")
