@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "virft"
 LAYER_0 = {
     "types",
     "errors",
+    "completions",
     "files",
     "prompts",
     "parsing",

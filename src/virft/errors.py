@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 SHOWN = 3
 """How many bad rows an error names before it counts the rest."""
@@ -30,6 +31,12 @@ def named(rows: Sequence[int | str]) -> str:
     shown = ", ".join(map(str, rows[:SHOWN]))
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def shown(value: Any) -> str:
+    """A value of the user's with its type, cut to one line: "list [1, 2]"."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '...'}"
 
 
 def unknown_flag(flag: str, known: Iterable[str]) -> UserError:

@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from virft.boxes import resized
 from virft.checkpoint import Manifest
 from virft.checkpointing import CarriesManifest
+from virft.completions import text_of
 from virft.errors import UserError
 from virft.grpo_config import VisualRFTConfig
 from virft.held_out import GreedyEvaluation, Metric
@@ -215,7 +216,7 @@ class VisualRFTTrainer(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        replies = [reply_text(completion) for completion in completions]
+        replies = [text_of(completion) for completion in completions]
         start = self.accelerator.process_index * len(replies)
         local = rewards[start : start + len(replies)]
         if self._rollouts is not None:
@@ -296,15 +297,6 @@ def check_run(args: VisualRFTConfig, rows: Any) -> None:
             "generation; lower --per_device_train_batch_size, --gradient_accumulation_steps "
             "or the processes"
         )
-
-
-def reply_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a reply as TRL hands it to rewards: text, or messages, of which those of tools are left
-    out."""
-    if isinstance(completion, str):
-        return completion
-    said = [message.get("content") for message in completion if message.get("role") == "assistant"]
-    return "".join(content for content in said if isinstance(content, str))
 
 
 def none_for_no_image(generate: Callable[..., tuple]) -> Callable[..., tuple]:

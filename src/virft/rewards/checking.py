@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from virft import parsing
+from virft.completions import Completion
 from virft.errors import UserError, named
 from virft.rewards.outcome import Outcome
-from virft.rewards.reward import Completion, Reward
+from virft.rewards.reward import Reward
 
 TOLERANCE = 1e-6
 EXCUSED = frozenset({"no_confidence", "box_for_mask"})

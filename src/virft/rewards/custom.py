@@ -15,9 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from virft.completions import Completion, text_of
 from virft.errors import UserError
 from virft.rewards.outcome import Outcome
-from virft.rewards.reward import SHARED_COLUMNS, Completion, Reward, finite, text_of
+from virft.rewards.reward import SHARED_COLUMNS, Reward, finite
 
 STYLES = (
     "def reward(reply, solution, **columns) for one reply, or "

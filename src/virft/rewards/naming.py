@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from virft.completions import Completion, text_of
 from virft.errors import UserError
 from virft.rewards.custom import custom_reward, load_function
 from virft.rewards.outcome import Outcome, Spec
-from virft.rewards.reward import Completion, Reward, text_of
+from virft.rewards.reward import Reward
 from virft.rewards.table import REWARDS, TASK_REWARDS
 
 

@@ -7,42 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from virft.errors import UserError
+from virft.completions import Completion
+from virft.errors import UserError, shown
 from virft.rewards.outcome import Outcome
 
 SHARED_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
 """Keyword arguments that TRL passes once for the batch and not once for each completion."""
-
-Completion = str | Sequence[Mapping[str, Any]]
-
-
-def text_of(completion: Completion) -> str:
-    """What the model said: a str, or the contents of TRL's conversational messages, joined.
-
-    Messages of tools and other roles are not the model's words; one that only calls a tool has none.
-
-    Raises:
-        UserError: anything else.
-    """
-    if isinstance(completion, str):
-        return completion
-    if isinstance(completion, Mapping):
-        completion = [completion]
-    texts: list[str] = []
-    for message in completion if isinstance(completion, list | tuple) else [None]:
-        said = message if isinstance(message, Mapping) else {}
-        content = said.get("content")
-        if said.get("role", "assistant") != "assistant" or (content is None and said.get("tool_calls")):
-            continue
-        if isinstance(content, str):
-            texts.append(content)
-        elif isinstance(content, list | tuple) and all(isinstance(part, Mapping) for part in content):
-            texts += [part["text"] for part in content if isinstance(part.get("text"), str)]
-        else:
-            raise UserError(
-                f"a completion must be text or a list of messages with 'content', got {_shown(completion)}"
-            )
-    return "".join(texts)
 
 
 def finite(value: Any, name: str) -> float | None:
@@ -60,15 +30,10 @@ def finite(value: Any, name: str) -> float | None:
     except OverflowError:
         number = math.inf
     if number is None:
-        raise UserError(f"reward {name} must return a number or None for a reply, got {_shown(value)}")
+        raise UserError(f"reward {name} must return a number or None for a reply, got {shown(value)}")
     if not math.isfinite(number):
         raise UserError(f"reward {name} returned {number} for a reply: return a finite number or None")
     return number
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '...'}"
 
 
 class Reward:

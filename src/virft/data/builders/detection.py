@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from virft import prompts
-from virft.boxes import MODEL_SPACES, Size, check_pixel_limits, convert, resized
+from virft.boxes import MODEL_SPACES, Size, check_pixel_limits, convert, resized, same_shape
 from virft.data import solutions
 from virft.data.builders.choice import Choice, Chosen, choose
 from virft.data.builders.entries import image_size
@@ -308,9 +308,7 @@ def _check_shape(path: Path, said: Size) -> None:
         width, height = image_size(path)
     except UserError:
         return
-    shape, meant = width / height, said[0] / said[1]
-    # One pixel of rounding when a copy was made smaller.
-    if abs(shape / meant - 1) > 0.02 + 1 / min(width, height):
+    if not same_shape((width, height), said):
         raise UserError(
             f"{path}: the picture is {width} x {height} pixels, its annotations are for "
             f"{said[0]} x {said[1]}: is --image_folder right, or was the image turned after it was annotated?"
