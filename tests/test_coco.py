@@ -385,9 +385,58 @@ def test_truth_is_made_fit() -> None:
         detection.make_truth(annotations(images=[{"id": 10}, {"id": "10"}]))
     with pytest.raises(UserError, match="'cat': its id 'x' is no whole number"):
         detection.make_truth(annotations(categories=[{"id": "x", "name": "cat"}]))
+    with pytest.raises(UserError, match="'cat': its id 1.5 is no whole number"):
+        detection.make_truth(annotations(categories=[{"id": 1.5, "name": "cat"}]))
+    with pytest.raises(UserError, match="two categories with the same id"):
+        detection.make_truth(annotations(categories=[{"id": 1, "name": "cat"}, {"id": "1", "name": "dog"}]))
     truth = detection.make_truth(annotations(), max_images=1)
     assert [a["id"] for a in truth.annotations] == [1]
     assert truth.annotations[0]["area"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("changes", "area", "crowd"),
+    [
+        ({"area": None}, 5000, 0),
+        ({"area": "400"}, 400, 0),
+        ({"iscrowd": None}, 5000, 0),
+        ({"iscrowd": "0"}, 5000, 0),
+        ({"iscrowd": True}, 5000, 1),
+        ({"category_id": 1.0}, 5000, 0),
+        ({"image_id": "10"}, 5000, 0),
+    ],
+)
+def test_odd_annotations_that_mean_something(changes: dict[str, Any], area: float, crowd: int) -> None:
+    entry = annotations()["annotations"][0] | changes
+    truth = detection.make_truth(annotations(annotations=[entry]))
+    assert [(a["area"], a["iscrowd"]) for a in truth.annotations] == [(area, crowd)]
+    asked = prediction(10, 1, reply(([100, 100, 600, 600], 0.9)))
+    found = detection.evaluate(detection.from_replies([asked], truth), truth)
+    assert found["AP"] == (-1 if crowd else pytest.approx(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"area": float("nan")}, "area nan is no number"),
+        ({"iscrowd": "maybe"}, "iscrowd 'maybe' is neither 0 nor 1"),
+        ({"bbox": [1, 2, -3, 4]}, r"bbox \[1, 2, -3, 4\] is not four numbers"),
+    ],
+)
+def test_odd_annotations_that_mean_nothing_are_named(changes: dict[str, Any], what: str) -> None:
+    entry = annotations()["annotations"][0] | changes
+    with pytest.raises(UserError, match=f"annotation 0 of image 10: {what}"):
+        detection.make_truth(annotations(annotations=[entry]))
+
+
+@pytest.mark.parametrize("identity", [7, "000000000139", "--5", "a/b", 3.0])
+def test_results_for_other_tools_keep_the_image_ids_of_the_file(identity: Any) -> None:
+    only = annotations(images=[{"id": identity, "width": 200, "height": 100}], annotations=[])
+    truth = detection.make_truth(only)
+    results = detection.from_replies([prediction(identity, 1, reply(([0, 0, 500, 500], 0.9)))], truth)
+    entries = detection.to_coco_results(results, truth)
+    assert [e["image_id"] for e in entries] == [identity]
+    assert detection.from_coco_results(entries, truth).boxes == results.boxes
 
 
 # ------------------------------------------------------------------------------------------------ program

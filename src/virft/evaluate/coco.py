@@ -233,7 +233,10 @@ def panels(
     asked = load_predictions(predictions)
     results = detection.from_replies(asked, truth)
     by_pair = {
-        (truth.image_ids.get(str(p.meta["image_id"])), truth.category_ids.get(str(p.meta["category_id"]))): p
+        (
+            truth.image_ids.get(detection.id_text(p.meta["image_id"])),
+            truth.category_ids.get(detection.id_text(p.meta["category_id"])),
+        ): p
         for p in asked
     }
     ious = detection.question_ious(results, truth)

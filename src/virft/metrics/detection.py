@@ -52,6 +52,7 @@ class Truth:
         categories: the chosen ones by id.
         annotations: theirs on these images, with ids 1, 2, 3 ..., new image ids, ``area``, ``iscrowd``.
         image_ids: text of an image's id in the file -> its new id.
+        original_ids: the id in the file of each of ``images``.
         category_ids: text of a category's id -> the id as a whole number.
         others: text of the ids of ("image" or "category") in the file that are not scored.
     """
@@ -60,6 +61,7 @@ class Truth:
     categories: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     image_ids: dict[str, int]
+    original_ids: list[Any]
     category_ids: dict[str, int]
     others: dict[str, set[str]]
 
@@ -109,8 +111,8 @@ def make_truth(
     """Annotations of the chosen categories on the first ``max_images`` images, fit for scoring.
 
     Raises:
-        UserError: an image id that occurs twice, a category id that is no whole number, or a bbox that is not
-            four numbers.
+        UserError: an image or category id that occurs twice, a category id that is no whole number, or an
+            annotation whose bbox is not four numbers, whose area is none or whose iscrowd is neither 0 nor 1.
     """
     chosen = [
         {**c, "id": _whole(c["id"], c["name"])}
@@ -120,39 +122,52 @@ def make_truth(
     images = list(annotations["images"][:max_images])
     # pycocotools goes through images by id, which decides the order of equal scores.
     images.sort(key=lambda i: (isinstance(i["id"], str), i["id"]))
-    image_ids = {str(image["id"]): number for number, image in enumerate(images, 1)}
+    image_ids = {id_text(image["id"]): number for number, image in enumerate(images, 1)}
     if len(image_ids) < len(images):
         raise UserError("the annotations hold two images with the same id")
-    category_ids = {str(c["id"]): c["id"] for c in chosen}
+    category_ids = {id_text(c["id"]): c["id"] for c in chosen}
+    if len(category_ids) < len(chosen):
+        raise UserError("the annotations hold two categories with the same id")
     kept = []
     for a in annotations["annotations"]:
-        image_id = image_ids.get(str(a["image_id"]))
-        category_id = category_ids.get(str(a["category_id"]))
+        image_id = image_ids.get(id_text(a["image_id"]))
+        category_id = category_ids.get(id_text(a["category_id"]))
         if image_id is None or category_id is None:
             continue
-        box = [_number(v) for v in a["bbox"]] if isinstance(a["bbox"], list | tuple) else []
-        if len(box) != 4 or None in box:
-            raise UserError(
-                f"annotation {a.get('id', '')!r} of image {a['image_id']!r}: bbox {a['bbox']!r} is not four "
-                "numbers x, y, width, height"
-            )
         kept.append(
             {
                 **{k: v for k, v in a.items() if k != "segmentation"},
                 "id": len(kept) + 1,
                 "image_id": image_id,
                 "category_id": category_id,
-                "bbox": box,
-                "area": a.get("area", box[2] * box[3]),
-                "iscrowd": a.get("iscrowd", 0),
+                **_measures(a),
             }
         )
     numbered = [{**image, "id": number} for number, image in enumerate(images, 1)]
     others = {
-        "image": {str(i["id"]) for i in annotations["images"]} - set(image_ids),
-        "category": {str(c["id"]) for c in annotations["categories"]} - set(category_ids),
+        "image": {id_text(i["id"]) for i in annotations["images"]} - set(image_ids),
+        "category": {id_text(c["id"]) for c in annotations["categories"]} - set(category_ids),
     }
-    return Truth(numbered, chosen, kept, image_ids, category_ids, others)
+    return Truth(numbered, chosen, kept, image_ids, [i["id"] for i in images], category_ids, others)
+
+
+def _measures(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """Box, area and iscrowd of an annotation, as numbers. Raises UserError naming it."""
+    where = f"annotation {annotation.get('id', '')!r} of image {annotation['image_id']!r}"
+    given = annotation["bbox"]
+    box = [_number(v) for v in given] if isinstance(given, list | tuple) else []
+    if len(box) != 4 or None in box or box[2] < 0 or box[3] < 0:
+        raise UserError(
+            f"{where}: bbox {given!r} is not four numbers x, y, width, height, the sides not negative"
+        )
+    area, crowd = annotation.get("area"), annotation.get("iscrowd")
+    measured = box[2] * box[3] if area is None else _number(area)
+    if measured is None:
+        raise UserError(f"{where}: area {area!r} is no number of square pixels")
+    is_crowd = crowd if isinstance(crowd, bool) else 0.0 if crowd is None else _number(crowd)
+    if is_crowd not in (0, 1):
+        raise UserError(f"{where}: iscrowd {crowd!r} is neither 0 nor 1")
+    return {"bbox": box, "area": measured, "iscrowd": int(is_crowd)}
 
 
 def from_replies(
@@ -348,11 +363,7 @@ def evaluate(
 
 def to_coco_results(results: Results, truth: Truth) -> list[dict[str, Any]]:
     """The results with the image ids of the annotation file, for other tools and evaluation servers."""
-    original = {number: image_id for image_id, number in truth.image_ids.items()}
-    return [
-        {**box, "image_id": int(i) if (i := original[box["image_id"]]).lstrip("-").isdigit() else i}
-        for box in results.boxes
-    ]
+    return [{**box, "image_id": truth.original_ids[box["image_id"] - 1]} for box in results.boxes]
 
 
 def _pair(entry: Mapping[str, Any], truth: Truth, results: Results, where: str) -> Pair | None:
@@ -361,7 +372,7 @@ def _pair(entry: Mapping[str, Any], truth: Truth, results: Results, where: str) 
             raise UserError(f"{where} has no {key!r}")
     ids = []
     for what, known in (("image", truth.image_ids), ("category", truth.category_ids)):
-        name = str(entry[f"{what}_id"])
+        name = id_text(entry[f"{what}_id"])
         if name not in known:
             results.dropped["not_scored" if name in truth.others[what] else f"unknown_{what}"] += 1
             return None
@@ -407,11 +418,17 @@ def _keep(results: Results, pair: Pair, bbox: Any, score: Any, missing_score: fl
     return True
 
 
+def id_text(identity: Any) -> str:
+    """What ids are compared by: 7, 7.0 and "7" are one."""
+    whole = isinstance(identity, float) and identity.is_integer()
+    return str(int(identity) if whole else identity)
+
+
 def _whole(category_id: Any, name: str) -> int:
-    try:
-        return int(category_id)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"category {name!r}: its id {category_id!r} is no whole number") from error
+    number = _number(category_id)
+    if number is None or number != int(number):
+        raise UserError(f"category {name!r}: its id {category_id!r} is no whole number")
+    return int(number)
 
 
 def _number(value: Any) -> float | None:
