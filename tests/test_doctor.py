@@ -18,7 +18,6 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from virft import doctor, prompts, tiny
-from virft.checkpoint import model_config
 from virft.errors import UserError
 from virft.memory_estimate import (
     GIB,
@@ -30,6 +29,7 @@ from virft.memory_estimate import (
     ways_to_fit,
 )
 from virft.memory_plan import Plan, alternatives, zero_settings
+from virft.model_files import model_config
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from virft import decoding, prompts
 from virft.boxes import resized
-from virft.checkpoint import Manifest, check_weights, model_config, read_manifest, write_manifest
+from virft.checkpoint import Manifest, read_manifest, write_manifest
 from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError
 from virft.inference_model import chat_text, end_tokens, pick_dtype
+from virft.model_files import check_weights, model_config
 from virft.types import Sample
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")

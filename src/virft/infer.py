@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import transformers
 
-from virft.checkpoint import check_weights, installed_versions, resolve_space
+from virft.checkpoint import installed_versions, resolve_space
 from virft.engine import Engine, UnreadableImage, by_images
 from virft.errors import UserError, no_room
 from virft.files import check_file, replacing
@@ -43,6 +43,7 @@ from virft.inference_model import (
     resolve_system,
 )
 from virft.inference_settings import ENGINES, SPEED_ONLY, InferenceSettings
+from virft.model_files import check_weights
 from virft.predictions import load_meta, load_predictions, meta_path
 from virft.types import Prediction, Sample
 from virft.unfinished_run import (

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from virft.boxes import check_pixel_limits
-from virft.checkpoint import adapter_base, check_weights, read_manifest
+from virft.checkpoint import read_manifest
 from virft.errors import UserError
+from virft.model_files import adapter_base, check_weights
 from virft.types import Sample
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
 
-from virft.checkpoint import model_config
 from virft.errors import UserError
 from virft.inference_model import pick_device, pick_dtype
+from virft.model_files import model_config
 from virft.types import Box
 
 if TYPE_CHECKING:

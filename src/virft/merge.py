@@ -11,18 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from virft.checkpoint import (
-    Manifest,
-    adapter_base,
-    check_weights,
-    model_config,
-    read_manifest,
-    resolve_space,
-    saved_whole,
-    write_manifest,
-)
+from virft.checkpoint import Manifest, read_manifest, resolve_space, saved_whole, write_manifest
 from virft.errors import UserError
 from virft.files import check_folder
+from virft.model_files import adapter_base, check_weights, model_config
 from virft.programs import run_program
 
 

@@ -20,10 +20,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from virft.boxes import FAMILY_SPACE, check_pixel_limits
-from virft.checkpoint import Manifest, model_config, read_manifest, resolve_space
+from virft.checkpoint import Manifest, read_manifest, resolve_space
 from virft.errors import UserError, unknown_flag
 from virft.files import check_folder
 from virft.lora_modules import check_lora_modules
+from virft.model_files import model_config
 from virft.training_config import MAX_PIXELS, MIN_PIXELS, TrainingConfig
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from virft.checkpoint import Manifest, check_weights, resume_folder
+from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, rows_and_held_out, target_text
 from virft.errors import UserError
 from virft.held_out import StopAt, check_metric, choose_best
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
+from virft.model_files import check_weights
 from virft.programs import run_program
 from virft.resuming import check_same_run
 from virft.settings import (
