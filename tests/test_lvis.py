@@ -95,6 +95,25 @@ def test_an_image_keeps_its_most_confident_boxes_over_all_categories():
     ] == pytest.approx(1)
 
 
+def test_ids_of_categories_may_be_text_in_every_list():
+    text = annotations()
+    for category in text["categories"]:
+        category["id"] = str(category["id"])
+    for image in text["images"]:
+        for name in lvis.FEDERATED:
+            image[name] = [str(c) for c in image[name]]
+    plain = score(BOXES, detection.make_truth(annotations()))
+    assert score(BOXES, detection.make_truth(text)) == plain
+
+
+@pytest.mark.parametrize("name", lvis.FEDERATED)
+def test_images_that_do_not_say_what_they_lack_are_refused(name):
+    stripped = annotations()
+    del stripped["images"][1][name]
+    with pytest.raises(UserError, match=f"image 2 has no list '{name}'"):
+        score(BOXES, detection.make_truth(stripped))
+
+
 def test_coco_annotations_are_refused():
     plain = annotations()
     for category in plain["categories"]:

@@ -86,8 +86,10 @@ def evaluate(settings: Settings) -> dict[str, Any]:
 
 
 def _check(annotations: str) -> None:
-    if not is_lvis(load_annotations(annotations)):
+    content = load_annotations(annotations)
+    if not is_lvis(content):
         raise UserError(
             f"annotations {annotations}: their categories have no frequency, so they are not LVIS's; "
             "for COCO use coco_evaluation/"
         )
+    lvis.check_lists(content["images"])

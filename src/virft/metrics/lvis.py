@@ -17,11 +17,11 @@ the 24 million of the validation set; in blocks it stays near half a GiB.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from virft.errors import UserError
-from virft.metrics.detection import Results, Truth
+from virft.metrics.detection import Results, Truth, id_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,8 @@ PAIRS_PER_BLOCK = 500_000
 AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
 """Suffix of a number -> place in the scorer's area ranges: all, < 32^2, < 96^2, above, in pixels."""
 FREQUENCIES = ("r", "c", "f")
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+"""What an image of LVIS says of the categories that it is known to lack, or not wholly annotated with."""
 LVIS_NUMBERS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("AR@300", "ARs@300", "ARm@300", "ARl@300"),
@@ -49,7 +51,7 @@ def average_precision(
 
     Args:
         results: boxes in pixels.
-        truth: LVIS annotations; their images hold ``neg_category_ids`` and ``not_exhaustive_category_ids``.
+        truth: LVIS annotations; their images hold the lists of :data:`FEDERATED`.
         pairs_per_block: bounds memory; changes no number.
 
     Returns:
@@ -113,7 +115,7 @@ def _accumulated(
     import numpy as np
     from faster_coco_eval import COCO, COCOeval_faster
 
-    annotated = COCO(truth.coco())
+    annotated = COCO({**truth.coco(), "images": _federated(truth)})
     found = annotated.loadRes([dict(box) for box in boxes])
     width = max(1, pairs_per_block // max(1, len(truth.images)))
     precisions, recalls = [], []
@@ -126,6 +128,28 @@ def _accumulated(
         precisions.append(evaluation.eval["precision"][..., 0])
         recalls.append(evaluation.eval["recall"][..., 0])
     return np.concatenate(precisions, axis=2), np.concatenate(recalls, axis=1)
+
+
+def check_lists(images: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse images that do not say what they lack: every false box on them would be left out.
+
+    Raises:
+        UserError: naming the image and the list of :data:`FEDERATED`.
+    """
+    for image in images:
+        for name in FEDERATED:
+            if not isinstance(image.get(name), list):
+                raise UserError(f"image {image['id']!r} has no list {name!r}: these are no LVIS annotations")
+
+
+def _federated(truth: Truth) -> list[dict[str, Any]]:
+    """The images with their lists of categories under the ids of the truth."""
+    images = []
+    for image, original in zip(truth.images, truth.original_ids, strict=True):
+        check_lists([{**image, "id": original}])
+        known = {name: [truth.category_ids.get(id_text(c)) for c in image[name]] for name in FEDERATED}
+        images.append({**image, **{k: [c for c in ids if c is not None] for k, ids in known.items()}})
+    return images
 
 
 def _mean(values: np.ndarray) -> float:
