@@ -20,8 +20,8 @@ from virft.checkpoint import (
     saved_whole,
     write_manifest,
 )
+from virft.progress import load_progress, save_progress
 from virft.resuming import circumstances
-from virft.survival import load_progress, save_progress
 
 
 class CarriesManifest:

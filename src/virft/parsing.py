@@ -368,6 +368,15 @@ def _grounded(items: Sequence[str | List | Object]) -> list[Box | str]:
     return results if first is None else [*results, "bad_position"]
 
 
+def boxes_of(reply: str) -> tuple[Box, ...]:
+    """The boxes of a reply of either kind: those of a detection reply, else the one of a grounding reply."""
+    detections = parse_detections(reply)
+    if detections.ok:
+        return tuple(detection.box for detection in detections.value)
+    grounded = parse_grounding(reply)
+    return (grounded.value,) if grounded.ok else ()
+
+
 def _corner(item: str | List | Object) -> list[float] | None:
     """Two numbers in parentheses."""
     if not isinstance(item, List) or item.opener != "(" or len(item) != 2:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from virft.boxes import convert, iou, resized
-from virft.parsing import parse_detections, parse_grounding
-from virft.types import Box
+from virft.parsing import boxes_of
 
 CANDIDATES = ("norm1000", "abs_resized", "pixels")
 ENOUGH = 16
@@ -41,7 +40,7 @@ class SpaceProbe:
             solution = row.get("solution")  # of the user's own rewards it may be anything
             if len(sizes) != 1 or not isinstance(solution, str):
                 continue
-            said, truth = _boxes(reply), _boxes(solution)
+            said, truth = boxes_of(reply), boxes_of(solution)
             if not said or not truth:
                 continue
             size = (sizes[0][0], sizes[0][1])
@@ -71,11 +70,3 @@ class SpaceProbe:
                 "which this run declares; check --coordinates"
             )
         return None
-
-
-def _boxes(text: str) -> list[Box]:
-    detections = parse_detections(text)
-    if detections.ok:
-        return [detection.box for detection in detections.value]
-    grounded = parse_grounding(text)
-    return [grounded.value] if grounded.ok else []

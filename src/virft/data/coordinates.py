@@ -21,6 +21,21 @@ ROW_SPACE = "norm1000"
 REPLY_COLUMNS = ("solution", "completion")
 
 
+def row_spaces(rows: datasets.Dataset) -> list[str]:
+    """The space of every row's boxes: its column ``coordinates``, else :data:`ROW_SPACE`.
+
+    Raises:
+        UserError: a space that is none of :data:`virft.boxes.SPACES`, naming the row.
+    """
+    if "coordinates" not in rows.column_names:
+        return [ROW_SPACE] * len(rows)
+    spaces = [space or ROW_SPACE for space in rows["coordinates"]]
+    for number, space in enumerate(spaces):
+        if space not in SPACES:
+            raise UserError(f"row {number}: coordinates {space!r} unknown; choose from {', '.join(SPACES)}")
+    return spaces
+
+
 def convert_rows(
     rows: datasets.Dataset,
     target: str,
@@ -41,15 +56,12 @@ def convert_rows(
     """
     if target not in MODEL_SPACES:
         raise UserError(f"--coordinates {target!r} is unknown; choose one of {', '.join(MODEL_SPACES)}")
-    named = "coordinates" in rows.column_names
-    sources = [s or ROW_SPACE for s in rows["coordinates"]] if named else [ROW_SPACE] * len(rows)
+    sources = row_spaces(rows)
     if all(source == target for source in sources):
         return rows
     sizes = rows["image_sizes"]
     texts = {c: list(rows[c]) for c in ("problem", *columns) if c in rows.column_names}
     for number, source in enumerate(sources):
-        if source not in SPACES:
-            raise UserError(f"row {number}: coordinates {source!r} unknown; choose from {', '.join(SPACES)}")
         size = sizes[number][0] if len(sizes[number]) == 1 else None
         for column, values in texts.items():
             if column == "problem":
@@ -62,7 +74,7 @@ def convert_rows(
                 )
             except ValueError as error:
                 raise UserError(f"row {number}: {column} cannot be converted to {target}: {error}") from None
-    if named:
+    if "coordinates" in rows.column_names:
         texts["coordinates"] = [target] * len(sources)
     for column, values in texts.items():
         feature = rows.features[column]

@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from virft.boxes import SPACES, convert
-from virft.data.coordinates import ROW_SPACE
+from virft.boxes import convert
+from virft.data.coordinates import row_spaces
 from virft.data.formats import USERS
 from virft.data.training import load_rows
 from virft.errors import UserError, named
-from virft.parsing import parse_detections, parse_grounding
+from virft.parsing import boxes_of, parse_detections
 from virft.programs import run_program
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
 
@@ -136,19 +136,17 @@ def check_boxes(rows: Any, name: str) -> None:
 
     Boxes in ``abs_resized`` are not looked at: their bounds follow from the pixel limits of a run.
     """
-    spaces = rows["coordinates"] if "coordinates" in rows.column_names else [None] * len(rows)
+    try:
+        spaces = row_spaces(rows)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     for number, (solution, space, sizes) in enumerate(
         zip(rows["solution"], spaces, rows["image_sizes"], strict=True)
     ):
-        space = space or ROW_SPACE
-        if space not in SPACES:
-            raise UserError(f"{name}: row {number}: coordinates {space!r}: one of {', '.join(SPACES)}")
         if space == "abs_resized" or len(sizes) != 1:
             continue
         width, height = sizes[0]
-        found = [detection.box for detection in parse_detections(solution).value or ()]
-        grounded = parse_grounding(solution).value if not found else None
-        for box in found + ([grounded] if grounded else []):
+        for box in boxes_of(solution):
             x1, y1, x2, y2 = convert(box, space, "norm1000", (width, height))
             # In pixels one is forgiven: some tools count from 1, and polygons are drawn on the edge.
             over_x, over_y = (0, 0) if space == "norm1000" else (1000 / width, 1000 / height)

@@ -64,9 +64,7 @@ def yolo(path: Path, image_folder: Path | None = None, split: str = "train", **_
             unread.discard(stem)
             yield from _yolo_boxes(labels / f"{stem}.txt", name.as_posix(), width, height)
     if unread:
-        raise UserError(
-            f"{labels / sorted(unread)[0]}.txt: no image of that name in {images} ({len(unread)} such)"
-        )
+        raise UserError(f"{labels / min(unread)}.txt: no image of that name in {images} ({len(unread)} such)")
 
 
 def yolo_settings(path: Path) -> Path:
