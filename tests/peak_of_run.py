@@ -20,7 +20,8 @@ from virft.data.lengths import prompt_lengths, visual_tokens
 from virft.data.training import prepared_rows
 from virft.memory_estimate import estimate, shape_of
 from virft.memory_plan import plan_of
-from virft.settings import check_model, load_processor, quiet_libraries, resolve_vision
+from virft.model_setup import check_model, load_processor, resolve_vision
+from virft.settings import quiet_libraries
 
 
 def main(argv: list[str]) -> None:

@@ -29,10 +29,11 @@ from virft.data.training import load_rows, target_text, to_prompts
 from virft.errors import UserError
 from virft.memory import out_of_memory_advice
 from virft.merge import merge
+from virft.model_setup import load_processor
 from virft.probe import ENOUGH, SpaceProbe
 from virft.rewards.outcome import Outcome
 from virft.rewards.reward import Reward
-from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS, load_processor
+from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS
 from virft.shared_prefix_vision import SharedVision
 from virft.survival import claimed
 from virft.symmetric import VisionAlways

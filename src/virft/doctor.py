@@ -30,18 +30,11 @@ from virft.errors import UserError
 from virft.grpo_config import VisualRFTConfig
 from virft.memory_estimate import GIB, Shape, estimate, shape_of, ways_to_fit
 from virft.memory_plan import Plan, plan_of
+from virft.model_setup import check_model, load_processor, resolve_vision
 from virft.programs import run_program
 from virft.rewards import check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
-from virft.settings import (
-    ModelArguments,
-    RowArguments,
-    check_model,
-    load_processor,
-    parse_flags,
-    quiet_libraries,
-    resolve_vision,
-)
+from virft.settings import ModelArguments, RowArguments, parse_flags, quiet_libraries
 
 RENAMED = {
     "--model": "--model_name_or_path",

@@ -23,19 +23,12 @@ from virft.held_out import choose_best
 from virft.images import open_rgb
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.model_files import check_weights
+from virft.model_setup import lora_and_quantization, prepare_model
 from virft.programs import run_program
 from virft.resuming import check_same_run
 from virft.rewards import check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
-from virft.settings import (
-    ModelArguments,
-    RowArguments,
-    check_held_out,
-    lora_and_quantization,
-    parse_flags,
-    prepare_model,
-    quiet_libraries,
-)
+from virft.settings import ModelArguments, RowArguments, check_held_out, parse_flags, quiet_libraries
 from virft.survival import StopOnSignal, claimed, train_and_save
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 

@@ -11,7 +11,8 @@ from typing import Any
 from virft.boxes import TOKEN_SIDE
 from virft.errors import UserError
 from virft.grpo_config import VisualRFTConfig
-from virft.settings import ModelArguments, model_options
+from virft.model_setup import model_options
+from virft.settings import ModelArguments
 from virft.shared_prefix_config import decide
 
 BUCKET = 5e8

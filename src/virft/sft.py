@@ -24,17 +24,10 @@ from virft.errors import UserError
 from virft.held_out import StopAt, check_metric, choose_best
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.model_files import check_weights
+from virft.model_setup import lora_and_quantization, prepare_model
 from virft.programs import run_program
 from virft.resuming import check_same_run
-from virft.settings import (
-    ModelArguments,
-    RowArguments,
-    check_held_out,
-    lora_and_quantization,
-    parse_flags,
-    prepare_model,
-    quiet_libraries,
-)
+from virft.settings import ModelArguments, RowArguments, check_held_out, parse_flags, quiet_libraries
 from virft.sft_trainer import VisualSFTConfig, VisualSFTTrainer
 from virft.survival import StopOnSignal, claimed, train_and_save
 

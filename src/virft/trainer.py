@@ -24,10 +24,10 @@ from virft.held_out import GreedyEvaluation, Metric
 from virft.images import images_of, open_rgb
 from virft.injection import InjectsSolutions
 from virft.memory import out_of_memory_advice, trainable_table
+from virft.model_setup import load_processor
 from virft.probe import SpaceProbe
 from virft.reason_shares import TrueReasonShares
 from virft.rollouts import RolloutLog
-from virft.settings import load_processor
 from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
 from virft.survival import EpochSampler, LogBeforeSave
 from virft.symmetric import VisionAlways, has_text_only
