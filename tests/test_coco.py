@@ -456,7 +456,9 @@ def test_the_scorer_from_stored_replies(folder: Path, root: Path) -> None:
         prediction(11, 2, reply(([0, 0, 250, 500], 0.5))),
     ]
     (folder / "p.jsonl").write_text("".join(json.dumps(p.to_json()) + "\n" for p in lines))
-    (folder / "p.meta.json").write_text(json.dumps({"categories": ["cat", "hot dog"], "max_images": None}))
+    meta = {"categories": ["cat", "hot dog"], "max_images": None}
+    meta["skipped_images"] = [{"id": "12/1", "reason": "broken"}]
+    (folder / "p.meta.json").write_text(json.dumps(meta))
     done = run(
         root,
         *("--annotations", str(folder / "gt.json"), "--predictions", str(folder / "p.jsonl")),
@@ -467,6 +469,7 @@ def test_the_scorer_from_stored_replies(folder: Path, root: Path) -> None:
     numbers = json.loads((folder / "s.json").read_text())
     assert numbers["AP"] == pytest.approx(1.0)
     assert numbers["protocol"]["categories"] == ["cat", "hot dog"]
+    assert numbers["skipped"] == 1 and "1 questions left out" in done.stdout
     # The same boxes through the other door.
     again = suite.score(
         suite.ScoreSettings(

@@ -105,8 +105,10 @@ def test_scores_are_those_of_the_solutions(
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UserError, match="does not say that rows were asked"):
         rows.score(rows.ScoreSettings(str(path)))
-    meta_path(path).write_text(json.dumps(stated))
+    skipped = {"skipped_images": [{"id": "99", "reason": "broken"}]}
+    meta_path(path).write_text(json.dumps(stated | skipped))
     numbers = rows.score(rows.ScoreSettings(str(path), str(tmp_path / "scores.json")))
+    assert numbers["skipped"] == 1
     if task == "detection":
         # One category is found, the other one's reply cannot be read.
         assert (numbers["AP"], numbers["mean_iou"]) == pytest.approx((0.5, 0.5))

@@ -166,7 +166,8 @@ def score(settings: ScoreSettings, rules: Rules | None = None) -> dict[str, Any]
         rules: of AP; COCO's by default.
 
     Returns:
-        What :func:`virft.metrics.detection.evaluate` gives, and ``protocol``: how the replies were made.
+        What :func:`virft.metrics.detection.evaluate` gives, ``skipped``: how many questions were left out for
+        an unreadable image (whose objects count as missed), and ``protocol``: how the replies were made.
 
     Raises:
         UserError: a file that is missing or of another kind, an unknown category.
@@ -189,6 +190,7 @@ def score(settings: ScoreSettings, rules: Rules | None = None) -> dict[str, Any]
         results = detection.from_coco_results(entries, truth, settings.missing_score)
     rules = rules or Rules()
     numbers = detection.evaluate(results, truth, rules.precision)
+    numbers["skipped"] = len((meta or {}).get("skipped_images", ()))
     numbers["protocol"] = {
         "predictions": settings.predictions,
         "annotations": settings.annotations,
@@ -294,6 +296,7 @@ def table(numbers: Mapping[str, Any], rules: Rules | None = None) -> str:
         f"{percent(numbers['mean_iou_present'])}); AP with one confidence for all boxes "
         f"{percent(numbers['constant_confidence']['AP'])}",
         *likelihood_line(numbers),
+        *skipped_line(numbers),
         f"unreadable replies {protocol.reasons(numbers['unreadable'])}; "
         f"boxes dropped or mended {protocol.reasons(numbers['dropped'])}",
         "",
@@ -316,6 +319,12 @@ def likelihood_line(numbers: Mapping[str, Any]) -> list[str]:
         f"AP with the boxes ranked by the likelihood of their coordinates {percent(ranked['AP'])}, "
         f"AP50 {percent(ranked['AP50'])}"
     ]
+
+
+def skipped_line(numbers: Mapping[str, Any]) -> list[str]:
+    """The table's line about questions that were not asked; nothing where all were."""
+    skipped = numbers.get("skipped")
+    return [f"{skipped:,} questions left out: their image cannot be read"] if skipped else []
 
 
 def percent(value: float) -> str:

@@ -138,7 +138,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     Returns:
         For detection what :func:`virft.metrics.detection.evaluate` gives; for classification the numbers of
         :mod:`virft.metrics.classification`; for grounding ``miou``, ``accuracy`` (IoU >= .5), ``reasons``
-        and ``rows`` (id, iou). And ``protocol``.
+        and ``rows`` (id, iou). And ``skipped`` (rows left out for an unreadable image) and ``protocol``.
 
     Raises:
         UserError: replies that this suite did not ask for.
@@ -164,6 +164,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         shown = (
             f"mIoU {100 * numbers['miou']:.2f}  IoU >= {grounding.RIGHT_IOU} {100 * numbers['accuracy']:.2f}"
         )
+    numbers["skipped"] = len(meta.get("skipped_images", ()))
     numbers["protocol"] = {"predictions": settings.predictions, "inference": meta}
     say(shown)
     if settings.output:
