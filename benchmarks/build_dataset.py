@@ -23,6 +23,9 @@ from typing import Any
 
 import psutil
 
+from virft.files import check_file, replacing
+from virft.programs import run_program
+
 ANNOTATIONS_PER_IMAGE = 8.3
 CATEGORIES = 80
 
@@ -88,6 +91,11 @@ def main() -> None:
     flags.add_argument("--processes", type=int, nargs="+", default=[1, 4])
     flags.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = flags.parse_args()
+    for name in ("annotations", "processes"):
+        if min(getattr(arguments, name)) < 1:
+            flags.error(f"--{name} must be at least 1")
+    if arguments.output:
+        check_file("--output", arguments.output)
     results = []
     for size in arguments.annotations:
         with tempfile.TemporaryDirectory() as name:
@@ -101,10 +109,10 @@ def main() -> None:
                     f"{found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB, {found['rows']} rows"
                 )
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         machine = f"{psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-        arguments.output.write_text(json.dumps({"machine": machine, "runs": results}, indent=2) + "\n")
+        with replacing(arguments.output) as temporary:
+            temporary.write_text(json.dumps({"machine": machine, "runs": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

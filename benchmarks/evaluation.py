@@ -36,8 +36,9 @@ from grpo_step import PRESETS, RESIZED, VISUAL_TOKENS, build_model
 from PIL import Image
 
 from virft.engine import Engine
-from virft.files import replacing
+from virft.files import check_file, replacing
 from virft.inference_model import chat_text
+from virft.programs import run_program
 from virft.types import Sample
 
 TEXT_TOKENS = 270
@@ -182,6 +183,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 1 <= arguments.questions <= 10:
         parser.error("--questions must be 1 to 10")
+    for name in ("images", "reply", "batch_size", "rounds"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if arguments.output:
+        check_file("--output", arguments.output)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     figures = measure(arguments)
@@ -195,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

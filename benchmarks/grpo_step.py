@@ -59,7 +59,8 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from virft import tiny
-from virft.files import replacing
+from virft.files import check_file, replacing
+from virft.programs import run_program
 from virft.shared_prefix_config import SharedPrefixConfig
 from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
 from virft.shared_prefix_vision import RowImages
@@ -577,6 +578,13 @@ def main() -> None:
     parser.add_argument("--memory_of", choices=list(TRAINERS), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.generations < 2:
+        parser.error("--generations must be at least 2: advantages compare the replies to one prompt")
+    for name in ("steps", "repeats", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if arguments.output:
+        check_file("--output", arguments.output)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     preset = PRESETS[arguments.preset]
@@ -600,4 +608,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -96,7 +96,8 @@ class Journal:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another run is at work in {self.folder}: wait for it, or give this one another --output"
+                    f"another run, or a program that a killed one left behind, is at work in {self.folder}: "
+                    "wait until it has ended, or give this one another --output"
                 ) from None
             yield self
 
