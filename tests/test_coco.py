@@ -164,6 +164,19 @@ def test_what_is_no_annotation_file_is_refused(content: str | None, sentence: st
         coco.load_annotations(path)
 
 
+def test_ids_that_a_table_wrote_as_decimals_are_whole(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads((folder / "gt.json").read_text())
+    for entry in content["annotations"]:
+        entry["image_id"], entry["category_id"] = float(entry["image_id"]), float(entry["category_id"])
+    (tmp_path / "floats.json").write_text(json.dumps(content))
+    read, plain = (coco.load_annotations(f) for f in (tmp_path / "floats.json", folder / "gt.json"))
+    assert not caplog.records
+    pairs = [coco.asked_pairs(c, c["categories"], "ground_truth") for c in (read, plain)]
+    assert pairs[0] and pairs[0] == pairs[1]
+
+
 def test_annotations_that_do_not_count_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = annotations()
     content["annotations"][1]["image_id"] = "11"  # text and numbers are the same id

@@ -85,11 +85,12 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 """Names of other data sets, in :func:`spelled` form -> COCO's name. LVIS files carry their own synonyms."""
 
 CANDIDATES = ("all", "ground_truth")
+IDS = ("id", "image_id", "category_id")
 
 
 def load_annotations(path: str | Path) -> dict[str, Any]:
     """Read and check a COCO- or LVIS-format annotation file. Annotations of images or categories that it does
-    not hold, as a file cut to fewer images keeps them, are warned about.
+    not hold, as a file cut to fewer images keeps them, are warned about. Ids that a table wrote as 7.0 are 7.
 
     Raises:
         UserError: no such file, no JSON, or a list that it must have is missing or empty.
@@ -114,6 +115,9 @@ def load_annotations(path: str | Path) -> dict[str, Any]:
             missing = [f for f in fields if f not in entry]
             if missing:
                 raise UserError(f"annotations {path}: entry {number} of {key!r} has no {missing[0]!r}")
+            for f in IDS:
+                if isinstance(value := entry.get(f), float) and value.is_integer():
+                    entry[f] = int(value)
     for field, key in (("image_id", "images"), ("category_id", "categories")):
         known = {str(entry["id"]) for entry in content[key]}
         strays = [n for n, a in enumerate(content["annotations"]) if str(a[field]) not in known]
