@@ -19,6 +19,7 @@ LAYER_0 = {
     "prompts",
     "parsing",
     "notation",
+    "answer_tags",
     "boxes",
     "predictions",
     "image_header",

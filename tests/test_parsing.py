@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virft import parsing, prompts
+from virft.answer_tags import has_format
 from virft.parsing import (
     COORDINATE_LIMIT,
     REASONS,
-    has_format,
     normalize_class,
     parse_answer,
     parse_class,

@@ -3,15 +3,8 @@
 Every function takes any text, never raises, takes time linear in its length, and gives a value or a reason
 code of :data:`REASONS`. The rules:
 
-**Where the answer stands.** Tags are ``<think>``, ``</think>``, ``<answer>``, ``</answer>``, exactly so
-(case matters; HTML-escaped ones are text). Thinking ends at the last ``</think>`` that closes a
-``<think>``, or at the first one where the opening tag stood in the prompt. The answer is the last complete
-``<answer>...</answer>`` after the thinking; a ``<think>`` that is never closed hides no complete answer.
-Without a complete one: the last ``<answer>`` that was opened is read as a truncated answer (boxes only:
-half a class name or half an abstention is no answer), and a reply that uses no answer tags is read where it
-is the bare answer (see each function).
-
-Lists, objects and numbers are read by the rules of :mod:`virft.notation`.
+Where the answer stands is found by the rules of :mod:`virft.answer_tags`; lists, objects and numbers are read
+by those of :mod:`virft.notation`.
 
 **A box** is an object with one of :data:`BOX_KEYS` (case does not matter; when several are written, the
 last counts) that holds exactly four numbers, however they are nested, none beyond :data:`COORDINATE_LIMIT`.
@@ -29,6 +22,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from virft.answer_tags import BARE, COMPLETE, SPECIAL_TOKEN, UNCLOSED, answer_span, answer_text
 from virft.notation import List, Notation, Object, number_of, numbers_of, read_notation, straight_quotes
 from virft.prompts import NO_OBJECTS
 from virft.types import Box, Detection
@@ -91,52 +85,11 @@ class Parsed(Generic[T]):
         return self.reason == "ok"
 
 
-# --------------------------------------------------------------------------------------------- tags
-
-_TAG = re.compile(r"</?think>")
-_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]{1,64}\|>")
-_THINK_THEN_ANSWER = re.compile(r"</think>\s*<answer>")
-_OPEN, _CLOSE = "<answer>", "</answer>"
-_COMPLETE, _UNCLOSED, _BARE = "complete", "unclosed", "bare"
-
-
-def _locate(reply: str) -> tuple[str, str]:
-    """(text, state) of the answer; the state is complete, unclosed, bare (no tags), or a reason code."""
-    begin, end, state = _place(reply)
-    text = reply[begin:end]
-    return (_SPECIAL_TOKEN.sub(" ", text).strip() if state == _BARE else text), state
-
-
-def _place(reply: str) -> tuple[int, int, str]:
-    """(begin, end, state) of the answer, as :func:`_locate` has them; a bare one with all around it."""
-    start, opened, seen = 0, -1, False
-    for tag in _TAG.finditer(reply):
-        if tag[0] == "<think>":
-            opened, seen = (tag.start() if opened < 0 else opened), True
-        elif opened >= 0 or not seen:
-            start, opened, seen = tag.end(), -1, True
-    last_close = reply.rfind(_CLOSE, start)
-    begin = reply.rfind(_OPEN, start, last_close) if last_close >= 0 else -1
-    if begin >= 0:
-        return begin + len(_OPEN), reply.find(_CLOSE, begin), _COMPLETE
-    begin = reply.rfind(_OPEN, start)
-    if begin >= 0:
-        return begin + len(_OPEN), len(reply), _UNCLOSED
-    end = opened if opened >= 0 else len(reply)
-    if not _SPECIAL_TOKEN.sub(" ", reply[start:end]).isspace() and start < end:
-        return start, end, _BARE
-    if not reply or reply.isspace():
-        return 0, 0, "empty_reply"
-    if _OPEN in reply[:start]:
-        return 0, 0, "answer_in_thinking"
-    return 0, 0, "unclosed_thinking" if opened >= 0 else "no_answer"
-
-
 def parse_answer(reply: str) -> Parsed[str]:
     """The text of the last complete ``<answer>`` after the thinking, stripped; tags are required here."""
-    text, state = _locate(reply)
-    if state != _COMPLETE:
-        return Parsed(None, {_UNCLOSED: "unclosed_answer", _BARE: "no_answer"}.get(state, state))
+    text, state = answer_text(reply)
+    if state != COMPLETE:
+        return Parsed(None, {UNCLOSED: "unclosed_answer", BARE: "no_answer"}.get(state, state))
     text = text.strip()
     return Parsed(text) if text else Parsed(None, "empty_answer")
 
@@ -144,25 +97,11 @@ def parse_answer(reply: str) -> Parsed[str]:
 def _whole_text(reply: str) -> Parsed[str]:
     """The text of a complete answer, or without tags all that follows the thinking; special tokens taken out,
     stripped."""
-    text, state = _locate(reply)
-    if state not in (_COMPLETE, _BARE):
-        return Parsed(None, "unclosed_answer" if state == _UNCLOSED else state)
-    text = _SPECIAL_TOKEN.sub(" ", text).strip()
+    text, state = answer_text(reply)
+    if state not in (COMPLETE, BARE):
+        return Parsed(None, "unclosed_answer" if state == UNCLOSED else state)
+    text = SPECIAL_TOKEN.sub(" ", text).strip()
     return Parsed(text) if text else Parsed(None, "empty_answer")
-
-
-def has_format(reply: str) -> bool:
-    """Whether the whole reply, white space around it aside, is ``<think>...</think> <answer>...</answer>``.
-
-    The reference's rule, the expression ``<think>.*?</think>\\s*<answer>.*?</answer>`` over the whole text
-    with a dot that matches newlines, decided in one pass. Anything before or after, special tokens
-    included, fails it.
-    """
-    text = reply.strip()
-    if not (text.startswith("<think>") and text.endswith(_CLOSE)):
-        return False
-    middle = _THINK_THEN_ANSWER.search(text, len("<think>"))
-    return middle is not None and middle.end() <= len(text) - len(_CLOSE)
 
 
 # --------------------------------------------------------------------------------------------- boxes
@@ -249,28 +188,28 @@ def parse_polygons(reply: str) -> Parsed[tuple[Polygon, ...]]:
 
 def _parse_objects(reply: str, read: Callable[[Object], T | str], kind: type[T]) -> Parsed[tuple[T, ...]]:
     """What ``read`` makes of the objects of an answer: things of type ``kind``, or reason codes."""
-    begin, end, state = _place(reply)
-    if state not in (_COMPLETE, _UNCLOSED, _BARE):
+    begin, end, state = answer_span(reply)
+    if state not in (COMPLETE, UNCLOSED, BARE):
         return Parsed(None, state)
     text = reply[begin:end]
-    if state == _BARE:
-        text = _SPECIAL_TOKEN.sub(_blank, text)
+    if state == BARE:
+        text = SPECIAL_TOKEN.sub(_blank, text)
         begin += len(text) - len(text.lstrip())
         text = text.strip()
-    if state == _COMPLETE and not text.strip():
+    if state == COMPLETE and not text.strip():
         return Parsed(None, "empty_answer")
-    if state != _UNCLOSED and _says_none(text):
+    if state != UNCLOSED and _says_none(text):
         return Parsed(())
-    if state == _BARE and not _LIST_FIRST.match(text):
+    if state == BARE and not _LIST_FIRST.match(text):
         return Parsed(None, "no_answer")
     found = read_notation(text, begin)
-    if state != _UNCLOSED and _is_empty_list(found):
+    if state != UNCLOSED and _is_empty_list(found):
         return Parsed(())
     results = [read(node) for node in found.nodes() if isinstance(node, Object)]
     things = tuple(result for result in results if isinstance(result, kind))
     codes = [result for result in results if isinstance(result, str)] + ([found.cut] if found.cut else [])
     if not things:
-        missing = "unclosed_answer" if state == _UNCLOSED else "no_box"
+        missing = "unclosed_answer" if state == UNCLOSED else "no_box"
         return Parsed(None, codes[0] if codes else missing)
     said = " ".join(" ".join(found.words() + found.in_lists).split())
     if NO_OBJECTS.casefold() in said.casefold():
@@ -334,10 +273,10 @@ def parse_grounding(reply: str) -> Parsed[Box]:
     Without tags the corners may stand anywhere after the thinking, as in Qwen2-VL's native
     ``<|box_start|>(..),(..)<|box_end|>``.
     """
-    text, state = _locate(reply)
-    if state not in (_COMPLETE, _UNCLOSED, _BARE):
+    text, state = answer_text(reply)
+    if state not in (COMPLETE, UNCLOSED, BARE):
         return Parsed(None, state)
-    if state == _COMPLETE and not text.strip():
+    if state == COMPLETE and not text.strip():
         return Parsed(None, "empty_answer")
     found = read_notation(text)
     results = _grounded(found.items) + ([found.cut] if found.cut else [])
@@ -346,7 +285,7 @@ def parse_grounding(reply: str) -> Parsed[Box]:
     if len(set(boxes)) > 1:
         return Parsed(None, "several_boxes")
     if not boxes:
-        missing = {_UNCLOSED: "unclosed_answer", _BARE: "no_answer"}.get(state, "no_box")
+        missing = {UNCLOSED: "unclosed_answer", BARE: "no_answer"}.get(state, "no_box")
         return Parsed(None, codes[0] if codes else missing)
     return Parsed(boxes[0], notes=tuple(dict.fromkeys(codes)))
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from virft import parsing
+from virft.answer_tags import has_format
 from virft.completions import Completion
 from virft.errors import UserError, named
 from virft.rewards.outcome import Outcome
@@ -73,7 +74,7 @@ def _say_where(name: str, where: str, kind: Any, error: BaseException | None, tr
 def reply_of_solution(solution: str) -> str:
     """A well-formed reply that answers exactly the solution: thinking and tags are added where absent."""
     text = solution.strip()
-    if parsing.has_format(text):
+    if has_format(text):
         return text
     answer = parsing.parse_answer(text)
     return f"<think> </think> <answer>{answer.value if answer.ok else text}</answer>"
