@@ -129,6 +129,7 @@ def test_a_folder_of_classes(tmp_path):
             "rows.json",
             '[{"image": "red/0.png", "label": "red"}, {"image": "dark_blue/1.png", "label": "dark blue"}]',
         ),
+        ("decimals.csv", "image,label\nred/0.png,1.0\ndark_blue/1.png,0.\n"),
         ("rows.jsonl", '{"image": "red/0.png", "label": 1}\n\n{"image": "dark_blue/1.png", "label": "0"}\n'),
     ],
 )
@@ -148,6 +149,8 @@ def test_lists(tmp_path, name, content):
         ("rows.csv", "path,label\na.png,x\n", None, "row 0: needs the fields"),
         ("rows.csv", "image,label\na.png,3\n", None, "give the class names with --classes"),
         ("rows.csv", "image,label\na.png,3\n", ["x", "y"], "row 0: label 3, but there are 2 classes"),
+        ("rows.csv", "image,label\na.png,-1\n", ["x", "y"], "row 0: label -1, but there are 2 classes"),
+        ("rows.csv", "image,label\na.png,1.0\n", None, "give the class names with --classes"),
         ("rows.csv", "image,label\na.png,x\na.png,y\n", None, "listed as 'x' and as 'y'"),
         ("rows.csv", "image,label\n", None, "holds no image"),
         ("rows.jsonl", '{"image": "a", "label": "x"}\n{', None, "line 2: not valid JSON"),

@@ -6,6 +6,7 @@ Whatever the source, it becomes an :class:`ImageSet`: paths and class names. No 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from virft.data.records import read_json, read_text, records
 from virft.errors import UserError
 from virft.types import Sample
 
+WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+"""A label that is a number, also as a table of decimals writes it, such as 3.0."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -219,14 +222,16 @@ def _label(label: Any, classes: Sequence[str] | None, where: str) -> str:
     """The class name: the text itself, or the name at that index where the label is a whole number."""
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise UserError(f"{where}: its label must be text or a whole number, got {label!r}")
-    is_number = isinstance(label, int) or label.strip().isdecimal()
-    if not is_number or (classes is not None and label in classes):
-        return str(label).strip()
+    text = str(label).strip()
+    named = isinstance(label, str) and text in (classes or ())
+    if named or not WHOLE.fullmatch(text):
+        return text
     if classes is None:
         raise UserError(f"{where}: its label is the number {label}; give the class names with --classes")
-    if not 0 <= int(label) < len(classes):
+    index = int(text.partition(".")[0])
+    if not 0 <= index < len(classes):
         raise UserError(f"{where}: label {label}, but there are {len(classes)} classes, counted from 0")
-    return classes[int(label)]
+    return classes[index]
 
 
 def _image_set(name: str, classes: Iterable[str], items: Sequence[tuple[str, str]], where: str) -> ImageSet:
