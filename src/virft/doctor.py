@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import datasets
 import torch
 from packaging.requirements import Requirement
 
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write("nothing found against it\n")
 
 
-def parse(arguments: list[str]) -> tuple[Any, ...]:
+def parse(
+    arguments: list[str],
+) -> tuple[DoctorArguments, RowArguments, RewardArguments, ModelArguments, VisualRFTConfig]:
     """The doctor's flags and those of ``grpo.py``, made ready for a machine that need not be this one."""
     arguments = [_renamed(word) for word in arguments]
     if not any(word.split("=")[0] == "--output_dir" for word in arguments):
@@ -181,7 +184,7 @@ def conflicts() -> list[str]:
 
 
 def _rows(
-    rows: Any,
+    rows: datasets.Dataset,
     lengths: list[int],
     visual: list[int],
     args: VisualRFTConfig,
@@ -210,7 +213,7 @@ def _rows(
         )
 
 
-def _rewards(arguments: RewardArguments, rows: Any, problems: list[str]) -> Iterator[str]:
+def _rewards(arguments: RewardArguments, rows: datasets.Dataset, problems: list[str]) -> Iterator[str]:
     rewards = rewards_of(arguments, rows["task"] if "task" in rows.column_names else [None] * len(rows))
     yield ", ".join(reward.name for reward in rewards)
     # A reward of the user's own may want images, decoded: only training runs it.

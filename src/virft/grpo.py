@@ -13,8 +13,10 @@ if __name__ == "__main__":
     # Run by path, this folder comes first on the path, and its types.py would hide the standard library's.
     sys.path.pop(0)
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import datasets
 
 from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, rows_and_held_out, target_text
@@ -26,7 +28,7 @@ from virft.model_files import check_weights
 from virft.model_setup import lora_and_quantization, prepare_model
 from virft.programs import run_program
 from virft.resuming import check_same_run
-from virft.rewards import check_solutions
+from virft.rewards import Reward, check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
 from virft.settings import ModelArguments, RowArguments, check_held_out, parse_flags, quiet_libraries
 from virft.survival import StopOnSignal, claimed, train_and_save
@@ -76,7 +78,7 @@ def train(
         train_and_save(trainer, resume, stop)
 
 
-def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any) -> list[Any]:
+def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: datasets.Dataset) -> list[Reward]:
     """The rewards of a run, each checked to give its maximum to the solutions of its rows.
 
     Raises:
@@ -94,7 +96,7 @@ def choose_rewards(arguments: RewardArguments, args: VisualRFTConfig, rows: Any)
     return rewards
 
 
-def rows_to_check(rows: Any, rewards: Sequence[Any]) -> Any:
+def rows_to_check(rows: datasets.Dataset, rewards: Sequence[Reward]) -> Iterable[Mapping[str, Any]]:
     """Rows for the check on solutions; images are decoded only where a user's own reward may look at them."""
     if all(reward.maximum is not None for reward in rewards):
         return rows.remove_columns(["images", "prompt"])

@@ -16,7 +16,8 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import datasets
 
 from virft.checkpoint import Manifest, resume_folder
 from virft.data.training import data_summary, rows_and_held_out, target_text
@@ -98,8 +99,8 @@ def train(
         train_and_save(trainer, resume, stop)
 
 
-def with_completions(rows: Any, column: str) -> Any:
-    """Rows whose ``completion`` is the named column."""
+def with_completions(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Rows whose ``completion`` is the named column. Raises UserError where they have no such column."""
     if column == "completion":
         return rows
     if column not in rows.column_names:

@@ -169,7 +169,7 @@ def write(
     made_from = json.dumps({"splits": {k: asdict(v) for k, v in splits.items()}}, indent=2) + "\n"
     if folder.exists():
         settings = folder / SETTINGS_FILE
-        if settings.is_file() and settings.read_text() == made_from:
+        if settings.is_file() and settings.read_text(encoding="utf-8") == made_from:
             return folder
         raise UserError(f"{folder} exists and was made from other settings: remove it or name another folder")
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -180,7 +180,7 @@ def write(
             (unfinished / name).mkdir(parents=True)
             _write_split(unfinished, name, scenes, lambda i, before=done: progress(before + i, total))
             done += scenes.count
-        (unfinished / SETTINGS_FILE).write_text(made_from)
+        (unfinished / SETTINGS_FILE).write_text(made_from, encoding="utf-8")
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -217,9 +217,9 @@ def _write_split(folder: Path, name: str, scenes: Scenes, progress: Callable[[in
                 }
             )
         progress(index + 1)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if scenes.task == "detection":
-        (folder / f"{name}.json").write_text(json.dumps(coco))
+        (folder / f"{name}.json").write_text(json.dumps(coco), encoding="utf-8")
 
 
 def draw(scenes: Scenes, index: int) -> Scene:

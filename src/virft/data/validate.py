@@ -17,7 +17,7 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from virft.boxes import convert
 from virft.data.coordinates import row_spaces
@@ -27,6 +27,9 @@ from virft.errors import UserError, named
 from virft.parsing import boxes_of, parse_detections
 from virft.programs import run_program
 from virft.rewards import TASK_REWARDS, check_solutions, load_rewards
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write(summary(rows))
 
 
-def picture_hashes(rows: Any, name: str) -> list[tuple[bytes, ...]]:
+def picture_hashes(rows: datasets.Dataset, name: str) -> list[tuple[bytes, ...]]:
     """Decode every image, a file once; a digest of the pixels of each, whatever format holds them.
 
     Raises:
         UserError: some cannot be decoded; names the rows.
     """
     bad, first, hashes = [], "", []
-    known: dict[Any, bytes] = {}
+    known: dict[str | bytes, bytes] = {}
     for number, images in enumerate(rows["images"]):
         digests = []
         for image in images:
@@ -94,7 +97,7 @@ def picture_hashes(rows: Any, name: str) -> list[tuple[bytes, ...]]:
     return hashes
 
 
-def _pixels_digest(source: Any) -> bytes:
+def _pixels_digest(source: str | io.BytesIO) -> bytes:
     from PIL import Image, ImageOps
 
     with Image.open(source) as opened:
@@ -102,7 +105,7 @@ def _pixels_digest(source: Any) -> bytes:
     return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
 
 
-def check_repeated(rows: Any, pictures: Sequence[tuple[bytes, ...]], name: str) -> None:
+def check_repeated(rows: datasets.Dataset, pictures: Sequence[tuple[bytes, ...]], name: str) -> None:
     """Raise UserError where a row asks what an earlier one asked about the same images."""
     seen: dict[bytes, int] = {}
     repeated = []
@@ -131,7 +134,7 @@ def check_leaks(
         )
 
 
-def check_boxes(rows: Any, name: str) -> None:
+def check_boxes(rows: datasets.Dataset, name: str) -> None:
     """Raise UserError where a solution's box leaves the image or is inverted.
 
     Boxes in ``abs_resized`` are not looked at: their bounds follow from the pixel limits of a run.
@@ -157,7 +160,7 @@ def check_boxes(rows: Any, name: str) -> None:
                 )
 
 
-def check_classes(rows: Any, task: str, name: str) -> None:
+def check_classes(rows: datasets.Dataset, task: str, name: str) -> None:
     """Raise UserError where a row of classification, its own or the run's ``task``, has boxes for a solution:
     as text they would pass for the name of a class."""
     tasks = rows["task"] if "task" in rows.column_names else [None] * len(rows)
@@ -170,7 +173,7 @@ def check_classes(rows: Any, task: str, name: str) -> None:
         raise UserError(f"{name}: {named(bad)}: boxes instead of a class; is --task right?")
 
 
-def summary(rows: Any) -> str:
+def summary(rows: datasets.Dataset) -> str:
     """Counts of rows by number of images, sizes, and columns, as lines of text."""
     counts = Counter(len(sizes) for sizes in rows["image_sizes"])
     sides = [side for sizes in rows["image_sizes"] for size in sizes for side in size]
