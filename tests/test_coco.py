@@ -89,6 +89,19 @@ def test_a_candidates_file_names_the_pairs(folder: Path) -> None:
     assert [s.id for s in chosen] == ["10/1"]
 
 
+@pytest.mark.parametrize(("max_images", "without"), [(None, 1), (1, 0)])
+def test_images_without_candidates_are_counted_among_those_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str], max_images: int | None, without: int
+) -> None:
+    (folder / "asked.json").write_text(json.dumps({"10": ["cat"]}))
+    chosen = suite.Settings(
+        annotations=str(folder / "gt.json"), candidates=str(folder / "asked.json"), max_images=max_images
+    )
+    said = suite.stated(chosen, annotations())
+    assert (said["images_without_candidates"], said["candidates_unknown_images"]) == (without, 0)
+    assert ("1 of 2 images are not in" in capsys.readouterr().out) == bool(without)
+
+
 def test_ids_may_be_text_in_one_file_and_numbers_in_another(folder: Path) -> None:
     content = annotations()
     for a in content["annotations"]:

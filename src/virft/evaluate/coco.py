@@ -126,14 +126,15 @@ def stated(settings: Settings, annotations: Mapping[str, Any]) -> dict[str, Any]
         said["candidates_sha256"] = protocol.sha256(settings.candidates)
         said["candidates_protocol"] = load_meta(settings.candidates)
         named = set(coco.load_candidates(settings.candidates))
-        known = {str(image["id"]) for image in annotations["images"]}
-        said["candidates_unknown_images"] = len(named - known)
-        said["images_without_candidates"] = len(known - named)
-        if named != known:
+        known = [str(image["id"]) for image in annotations["images"]]
+        chosen = set(known[: settings.max_images])
+        unknown, without = len(named.difference(known)), len(chosen - named)
+        said["candidates_unknown_images"] = unknown
+        said["images_without_candidates"] = without
+        if unknown or without:
             say(
-                f"candidates   {len(known - named):,} of {len(known):,} images are not in "
-                f"{settings.candidates} and not asked; {len(named - known):,} of its image ids are not in "
-                "the annotations"
+                f"candidates   {without:,} of {len(chosen):,} images are not in {settings.candidates} and not "
+                f"asked; {unknown:,} of its image ids are not in the annotations"
             )
     return said
 
