@@ -11,7 +11,7 @@ import numpy as np
 from contest import BASE, CHOICES, Method
 from matplotlib.figure import Figure
 from report import COLOURS, save
-from scores import columns, numbers, statistic
+from scores import columns, damaged, numbers, statistic
 
 from virft.metrics import bootstrap
 
@@ -114,6 +114,11 @@ def _differences(
         for place in where:
             if place not in known:
                 known[place] = _Resampled.of(suite, place)
+    for where in places.values():
+        for place, base in zip(where, places[BASE], strict=True):
+            answered, asked = known[place].units, known[base].units
+            if answered != asked:
+                raise damaged(place, f"{answered} answers, where the base has {asked}")
     found = {}
     for after, before in pairs:
         if after not in places or before not in places:

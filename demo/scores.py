@@ -91,7 +91,10 @@ def statistic(suite: str, place: Path) -> tuple[bootstrap.Statistic, int]:
     Units are images (coco), rows or questions. On LVIS it is the mean IoU over questions: its AP leaves out
     categories that an image was not searched for, which a resampled set would have to know.
     """
-    replies, meta = load_predictions(place / REPLIES), load_meta(place / REPLIES) or {}
+    replies, meta = load_predictions(place / REPLIES), load_meta(place / REPLIES)
+    if meta is None and suite in (ROWS, "classification"):
+        raise damaged(place, "the protocol of its replies is missing")
+    meta = meta or {}
     if suite == ROWS and meta["task"] == "detection":
         results, truth = rows.detections(replies, meta)
         return bootstrap.average_precision(results, truth), len(truth.images)
@@ -119,8 +122,11 @@ def _scores(place: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        # The base's place is its stage's folder, the others' lie in that of their stage.
-        stage = place if (place.parent / "stages").is_dir() else place.parent
-        raise UserError(
-            f"{file} is missing or damaged: remove the folder {stage} and start again; it is made anew"
-        ) from None
+        raise damaged(place, f"{file.name} is missing or damaged") from None
+
+
+def damaged(place: Path, what: str) -> UserError:
+    """The error about a finished examination whose files have suffered since; it says how to get another."""
+    # The base's place is its stage's folder, the others' lie in that of their stage.
+    stage = place if (place.parent / "stages").is_dir() else place.parent
+    return UserError(f"{place}: {what}; remove the folder {stage} and start again, it is made anew")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,26 @@ def test_damaged_scores_name_the_folder_to_remove(demo: SimpleNamespace, tmp_pat
         with pytest.raises(UserError, match="missing or damaged") as raised:
             demo.scores.numbers("coco", "detection", tmp_path / place)
         assert f"remove the folder {tmp_path / stage} and" in str(raised.value)
+
+
+def test_replies_that_were_lost_since_are_noticed(
+    demo: SimpleNamespace, examined: dict[str, Path], tmp_path: Path
+) -> None:
+    methods = (demo.presets.sft("1e-5"), demo.presets.rft("1e-5"))
+    known = {"base": 5, "sft-best": 5, "rft-best": 4}
+
+    def statistic(_: str, place: Path):
+        return (lambda weights: float(weights.sum())), known[place.name]
+
+    places = {name: [tmp_path / name] for name in known}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo.comparison, "statistic", statistic)
+        with pytest.raises(UserError, match="rft-best: 4 answers, where the base has 5; remove the folder"):
+            demo.comparison._differences("rows", methods, places)
+    copy = shutil.copytree(examined["rft"], tmp_path / "rft")
+    (copy / "replies.meta.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="the protocol of its replies is missing"):
+        demo.scores.statistic("rows", copy)
 
 
 def test_a_table_of_another_contest_goes_before_this_one_begins(
