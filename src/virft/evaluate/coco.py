@@ -133,8 +133,8 @@ def stated(settings: Settings, annotations: Mapping[str, Any]) -> dict[str, Any]
         said["images_without_candidates"] = without
         if unknown or without:
             say(
-                f"candidates   {without:,} of {len(chosen):,} images are not in {settings.candidates} and not "
-                f"asked; {unknown:,} of its image ids are not in the annotations"
+                f"candidates   {without:,} of {len(chosen):,} images are not in {settings.candidates} and "
+                f"not asked; {unknown:,} of its image ids are not in the annotations"
             )
     return said
 
