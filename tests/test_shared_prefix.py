@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 from virft import shared_prefix_attention
 from virft.shared_prefix import PackedRow, keep_labelled, model_inputs, pack, prompt_positions, unpack
 from virft.shared_prefix_attention import enable, varlen_attention
+from virft.shared_prefix_batches import check_units
 
 LOGPS, GRADIENTS = 1e-5, 1e-4  # the promise, in float32
 
@@ -236,6 +237,16 @@ def test_replies_must_be_shared_out_evenly() -> None:
     ones = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="3 replies cannot be shared out among 2 prompts"):
         pack(ones, ones, torch.zeros(3, 2, 3), torch.ones(3, 4), torch.ones(3, 4))
+
+
+def test_rows_of_a_unit_that_differ_are_named() -> None:
+    prompts = torch.tensor([[1, 2]] * 3 + [[3, 4]] * 3)
+    check_units(prompts, 3)
+    prompts[5, 1] = 5
+    with pytest.raises(RuntimeError, match="rows 3 and 5 of"):
+        check_units(prompts, 3)
+    with pytest.raises(RuntimeError, match="a batch of 6 rows is no multiple of 4"):
+        check_units(prompts, 4)
 
 
 def test_the_name_does_not_reach_a_saved_checkpoint(tiny_qwen2_vl: Any, tmp_path: Any) -> None:

@@ -29,6 +29,21 @@ def differs(what: str, row: int, other: int, unit: int) -> str:
     )
 
 
+def check_units(prompt_ids: torch.Tensor, unit: int) -> None:
+    """Refuse prompts (rows, P) that are not the same within each unit of neighbouring rows.
+
+    Raises:
+        RuntimeError: naming two rows that differ; or the rows are no multiple of a unit.
+    """
+    if len(prompt_ids) % unit:
+        raise RuntimeError(f"shared prefix: a batch of {len(prompt_ids)} rows is no multiple of {unit}")
+    units = prompt_ids.view(-1, unit, prompt_ids.shape[1])
+    differing = (units != units[:, :1]).any(2).nonzero()
+    if len(differing):
+        which, place = differing[0].tolist()
+        raise RuntimeError(differs("prompt", which * unit + place, which * unit, unit))
+
+
 def micro_batches(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """Cut a generation batch into ``count`` micro-batches of neighbouring rows, in random order.
 

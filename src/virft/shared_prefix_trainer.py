@@ -24,7 +24,7 @@ from virft.errors import UserError
 from virft.image_memo import ImageMemo, RowMemo
 from virft.shared_prefix import keep_labelled, model_inputs, pack, prompt_positions, unpack
 from virft.shared_prefix_attention import enable
-from virft.shared_prefix_batches import differs, micro_batches, no_none, repeat
+from virft.shared_prefix_batches import check_units, differs, micro_batches, no_none, repeat
 from virft.shared_prefix_check import compare
 from virft.shared_prefix_config import Units, decide
 from virft.shared_prefix_generation import generate
@@ -348,35 +348,23 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         unit: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Log-probs (rows, replies' length) of whole units: one forward of one row without padding."""
+        """Log-probs (rows, replies' length) of whole units: one forward of one row without padding.
+
+        ``compute_aux_loss`` is never true here: where the objective has such a loss, nothing is packed.
+        """
         unit, prompt = unit or self._units.forward, input_ids.shape[1] - logits_to_keep
-        if input_ids.shape[0] % unit:
-            raise RuntimeError(
-                f"shared prefix: a batch of {input_ids.shape[0]} rows is no multiple of {unit}"
-            )
-        prompt_ids, prompt_mask = input_ids[:, :prompt], attention_mask[:, :prompt]
-        self._check_units(prompt_ids, unit)
+        check_units(input_ids[:, :prompt], unit)
         core = self._hugging_face(model).model
         shown, names = {}, []
         if images is not None:
             images = images.take(range(0, len(images.rows), unit))
             shown, names = images.inputs(), images.names()
-        positions, _ = prompt_positions(
-            core,
-            prompt_ids[::unit],
-            prompt_mask[::unit],
-            shown.get("image_grid_thw"),
-            None if mm_token_type_ids is None else mm_token_type_ids[::unit, :prompt],
-        )
+        kinds = None if mm_token_type_ids is None else mm_token_type_ids[::unit, :prompt]
+        prompts = input_ids[::unit, :prompt], attention_mask[::unit, :prompt]
+        positions, _ = prompt_positions(core, *prompts, shown.get("image_grid_thw"), kinds)
         completion_mask = attention_mask[:, prompt:]
-        row = pack(
-            prompt_ids[::unit],
-            prompt_mask[::unit],
-            positions,
-            input_ids[:, prompt:],
-            completion_mask,
-            getattr(self.args, "shared_prefix_attention", "split"),
-        )
+        backend = getattr(self.args, "shared_prefix_attention", "split")
+        row = pack(*prompts, positions, input_ids[:, prompt:], completion_mask, backend)
         # Several prompts about one image.
         again = shown and not images.encoded and len(set(names)) < len(names)
         with (
@@ -386,13 +374,6 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             output = model(**model_inputs(row), **shown, fused_lm_head=True)
         entropies = unpack(output.entropy, completion_mask) if compute_entropy else None
         return unpack(output.log_probs, completion_mask), entropies, None
-
-    def _check_units(self, prompt_ids: torch.Tensor, unit: int) -> None:
-        units = prompt_ids.view(-1, unit, prompt_ids.shape[1])
-        same = (units == units[:, :1]).flatten(1).all(1)
-        if not bool(same.all()):
-            row = int((~same).nonzero()[0]) * unit
-            raise RuntimeError(differs("prompt", row + 1, row, unit))
 
     # --- the buffer of micro-batches
 
