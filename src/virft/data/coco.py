@@ -118,6 +118,11 @@ def load_annotations(path: str | Path) -> dict[str, Any]:
             for f in IDS:
                 if isinstance(value := entry.get(f), float) and value.is_integer():
                     entry[f] = int(value)
+    _warn_of_strays(path, content)
+    return content
+
+
+def _warn_of_strays(path: str | Path, content: Mapping[str, Any]) -> None:
     for field, key in (("image_id", "images"), ("category_id", "categories")):
         known = {str(entry["id"]) for entry in content[key]}
         strays = [n for n, a in enumerate(content["annotations"]) if str(a[field]) not in known]
@@ -127,7 +132,6 @@ def load_annotations(path: str | Path) -> dict[str, Any]:
                 "%d",
                 path, len(strays), len(content["annotations"]), field, key, strays[0],
             )  # fmt: skip
-    return content
 
 
 def is_lvis(annotations: Mapping[str, Any]) -> bool:

@@ -140,22 +140,32 @@ def write_drafts(
     with naming_disk_faults(target.path.parent), working_folder(target.path):
         advance = stage("writing rows", len(drafts))
         single = all(len(draft.images) == 1 for draft in drafts)
-        # A column's kind is that of its first value; rows without one hold None.
-        values = ((name, value) for draft in reversed(drafts) for name, value in draft.columns.items())
-        kinds = {name: value for name, value in values if value not in (None, [])}
-        names = tuple(dict.fromkeys(name for draft in drafts for name in draft.columns if name in kinds))
-        like = {"image" if single else "images": "", **{name: kinds[name] for name in names}}
+        columns = _example(drafts)
 
         def rows() -> Iterator[dict[str, Any]]:
             chunks = (drafts[start : start + CHUNK] for start in range(0, len(drafts), CHUNK))
-            for made in ordered_map(partial(_encode, target, single, names), chunks, processes):
+            for made in ordered_map(partial(_encode, target, single, tuple(columns)), chunks, processes):
                 advance(len(made))
                 yield from made
 
         def describe(count: int, written: Path) -> None:
             write_manifest(target, command, settings, {**counts, "rows": count}, written)
 
-        return {**counts, "rows": target.write(rows(), like, describe)}
+        return {
+            **counts,
+            "rows": target.write(rows(), {"image" if single else "images": "", **columns}, describe),
+        }
+
+
+def _example(drafts: Sequence[Draft]) -> dict[str, Any]:
+    """A value of every column that has one, which tells its kind; drafts without one hold None."""
+    found: dict[str, Any] = {}
+    for draft in drafts:
+        for name, value in draft.columns.items():
+            if value not in (None, []):
+                found.setdefault(name, value)
+    order = dict.fromkeys(name for draft in drafts for name in draft.columns)
+    return {name: found[name] for name in order if name in found}
 
 
 def _encode(
