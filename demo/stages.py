@@ -85,7 +85,8 @@ class Journal:
         """Hold the folder for this program and what it starts.
 
         Raises:
-            UserError: another one has it, or nothing can be written there.
+            UserError: another one has it, nothing can be written there, or something that no run of this
+                program made stands in a stage's place.
         """
         import fcntl
 
@@ -99,6 +100,13 @@ class Journal:
                     f"another run, or a program that a killed one left behind, is at work in {self.folder}: "
                     "wait until it has ended, or give this one another --output"
                 ) from None
+            for stage in self.plan:
+                place = self.folder / stage.name
+                if place.exists() and not (self.folder / "stages" / f"{stage.name}.json").exists():
+                    raise UserError(
+                        f"{place} stands where this program would write, and no run of it made that: "
+                        "move it away, or give another --output"
+                    )
             yield self
 
     def stage(
@@ -113,9 +121,6 @@ class Journal:
 
         Returns:
             The stage's folder, and what :meth:`finish` recorded when it is done already, else None.
-
-        Raises:
-            UserError: something that no run of this program made stands in the folder's place.
         """
         stage = self.plan[self._number]
         if stage.name != name:
@@ -129,11 +134,6 @@ class Journal:
         self._started, self._started_cpu = time.monotonic(), _cpu_seconds()
         folder, marker = self.folder / name, self.folder / "stages" / f"{name}.json"
         recorded = recorded_in(marker)
-        if folder.exists() and not marker.exists():
-            raise UserError(
-                f"{folder} stands where this program would write, and no run of it made that: "
-                "move it away, or give another --output"
-            )
         gone = recorded.get("folder", False) and not folder.is_dir()
         if recorded.get("key") == key and recorded["done"] and not gone:
             say(f"    done before, in {clock(recorded['seconds'])}\n")
