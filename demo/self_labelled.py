@@ -17,7 +17,6 @@ from scores import REPLIES
 from stages import Journal, Stage
 
 from virft.data import coco, solutions
-from virft.data.coordinates import detection_answer
 from virft.files import replacing
 from virft.metrics import detection
 from virft.parsing import parse_detections
@@ -78,7 +77,7 @@ def _labelled(line: str, overlap: float, folder: Path) -> str:
     row = json.loads(line)
     confidence = SURE if overlap > RIGHT_IOU else UNSURE
     truths = parse_detections(row["solution"]).value
-    answer = detection_answer([Detection(truth.box, confidence) for truth in truths])
+    answer = solutions.detection_answer([Detection(truth.box, confidence) for truth in truths])
     thinking = row["completion"].split("<answer>")[0]
     row["completion"] = thinking + solutions.tagged(answer)
     row["image"] = str(folder / row["image"])

@@ -80,8 +80,8 @@ def test_an_image_folder_of_a_yaml_file_stands_beside_it(folder: Path) -> None:
     (folder / "x.png").rename(folder / "pictures" / "x.png")
     (folder / "mix.yaml").write_text("- {name: rows/a.jsonl, image_folder: pictures}\n")
     assert len(load_mixture([str(folder / "mix.yaml")])) == 10
-    (folder / "mix.yaml").write_text("- {name: rows/a.jsonl, image_folder: nowhere}\n")
-    with pytest.raises(UserError, match="--image_folder nowhere: no such folder"):
+    (folder / "mix.yaml").write_text("- {name: rows/a.jsonl, image_folder: no such folder}\n")
+    with pytest.raises(UserError, match="--image_folder no such folder: no such folder"):
         load_mixture([str(folder / "mix.yaml")])
 
 

@@ -285,6 +285,24 @@ def test_conversion_keeps_prompt_and_truth_together(folder: Path) -> None:
     assert [row["solution"] for row in moved][2:] == [row["solution"] for row in rows][2:]
 
 
+@pytest.mark.parametrize(
+    ("answer", "converted"),
+    [
+        (
+            "[{'Position': [500, 100, 501, 900], 'Confidence': 1}, {'Position': [500, 100, 502, 900]}]",
+            "[{'Position': [98, 11, 99, 101], 'Confidence': 1}]",
+        ),
+        ("(500,100),(501,900)", "(98,11),(99,101)"),
+        ("(500,100),(500,900)", "(98,11),(98,101)"),  # empty from the start: left to the checks
+    ],
+)
+def test_narrow_boxes_stay_boxes_when_converted(answer: str, converted: str) -> None:
+    text = f"<answer>{answer}</answer>"  # an image of 200 x 100 is resized to 196 x 112
+    assert convert_answer(text, "norm1000", "abs_resized", [200, 100], 28 * 28, 10**6) == (
+        f"<answer>{converted}</answer>"
+    )
+
+
 def test_rows_may_say_their_space(folder: Path) -> None:
     row = {**GOOD, "solution": SOLUTION}
     rows = load_rows(write(folder, [{**row, "coordinates": "pixels"}, {**row, "coordinates": None}]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor
 from typing import TYPE_CHECKING
 
 from virft.boxes import MODEL_SPACES, SPACES, convert, resized
@@ -10,7 +11,7 @@ from virft.data.solutions import detection_answer, grounding_answer, tagged
 from virft.errors import UserError
 from virft.parsing import parse_detections, parse_grounding
 from virft.prompts import COORDINATE_PHRASE, in_space
-from virft.types import Detection
+from virft.types import Box, Detection
 
 if TYPE_CHECKING:
     import datasets
@@ -87,7 +88,9 @@ def convert_answer(
 ) -> str:
     """A text that ends in ``<answer>...</answer>`` with the answer's boxes in another space.
 
-    Answers that hold no box (a class name, "No Objects") come back unchanged.
+    Answers that hold no box (a class name, "No Objects") come back unchanged. Corners are rounded to whole
+    numbers; a side that would vanish keeps one, and of boxes that become the same the first stays, for no
+    reply could match an empty box or the same one twice.
 
     Args:
         image_size: [width, height] of the original image in pixels, None where there is not exactly one.
@@ -103,6 +106,25 @@ def convert_answer(
         raise ValueError("boxes need exactly one image")
     size = (image_size[0], image_size[1])
     model_size = resized(size, min_pixels, max_pixels)
-    moved = [Detection(convert(d.box, source, target, size, model_size), d.score) for d in boxes]
-    answer = detection_answer(moved) if detections.ok else grounding_answer(moved[0].box)
+    moved: dict[Box, Detection] = {}
+    for d in boxes:
+        box = _whole(convert(d.box, source, target, size, model_size))
+        moved.setdefault(box, Detection(box, d.score))
+    first, *_ = moved
+    answer = detection_answer([*moved.values()]) if detections.ok else grounding_answer(first)
     return text.rpartition("<answer>")[0] + tagged(answer)
+
+
+def _whole(box: Box) -> Box:
+    x1, x2 = _whole_side(box.x1, box.x2)
+    y1, y2 = _whole_side(box.y1, box.y2)
+    return Box(x1, y1, x2, y2)
+
+
+def _whole_side(low: float, high: float) -> tuple[float, float]:
+    """Two edges in whole numbers, one apart where they would meet; inverted ones stay so, to be found."""
+    first, second = round(low), round(high)
+    if low < high and first == second:
+        first = floor(low)
+        second = first + 1
+    return float(first), float(second)
