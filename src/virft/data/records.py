@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +33,7 @@ def records(path: Path) -> Iterator[Record]:
     kind = path.suffix.lower()
     if kind not in RECORD_SUFFIXES:
         raise UserError(f"{path}: must end in {', '.join(RECORD_SUFFIXES[:-1])} or {RECORD_SUFFIXES[-1]}")
-    try:
+    with _naming_faults(path):
         with open(path, encoding="utf-8-sig", newline="" if kind == ".csv" else None) as file:
             if kind == ".csv":
                 yield from _csv_rows(file, path)
@@ -44,10 +45,6 @@ def records(path: Path) -> Iterator[Record]:
                 return
         for number, (_, row) in enumerate(json_stream.elements(path)):
             yield _object(row, path, number)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(json_stream.not_utf8(path, error)) from None
 
 
 def read_text(path: Path) -> str:
@@ -56,8 +53,15 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: it is absent, unreadable, or not UTF-8.
     """
-    try:
+    with _naming_faults(path):
         return path.read_text(encoding="utf-8-sig")
+
+
+@contextmanager
+def _naming_faults(path: Path) -> Iterator[None]:
+    """Raise what goes wrong in reading a file as a UserError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
