@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from virft.errors import UserError
 from virft.files import check_folder, replacing
-from virft.programs import run_program
+from virft.programs import claimed, run_program
 
 COMMAND_WIDTH = 100
 """Columns after which a command that is shown goes on in the next line."""
@@ -72,7 +72,7 @@ class Journal:
     folder: Path
     plan: Sequence[Stage]
     root: Path
-    lock: IO[str] | None = None
+    held: IO[str] | None = None
     _number: int = 0
     _keys: dict[str, str] = field(default_factory=dict)
     _spent: float = 0.0
@@ -88,18 +88,8 @@ class Journal:
             UserError: another one has it, nothing can be written there, or something that no run of this
                 program made stands in a stage's place.
         """
-        import fcntl
-
         check_folder("--output", self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as self.lock:
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another run, or a program that a killed one left behind, is at work in {self.folder}: "
-                    "wait until it has ended, or give this one another --output"
-                ) from None
+        with claimed("--output", self.folder) as self.held:
             for stage in self.plan:
                 place = self.folder / stage.name
                 if place.exists() and not (self.folder / "stages" / f"{stage.name}.json").exists():
@@ -219,8 +209,8 @@ class Journal:
 
     def _follow(self, words: list[str], file: IO[bytes], bar: Bar) -> tuple[int, list[str]]:
         """Run to the end; the exit code, and the errors it named, else the last lines it wrote."""
-        held = (self.lock.fileno(),) if self.lock else ()
-        # The lock goes to the program too: while it lives no second run starts in this folder.
+        # The folder is the program's too: while it lives no second run starts there.
+        held = (self.held.fileno(),) if self.held else ()
         process = subprocess.Popen(
             words,
             cwd=self.root,

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from virft.errors import UserError
+from virft.programs import claimed
+
 WAITING = """
 import os, sys, time
 from pathlib import Path
@@ -21,6 +24,18 @@ def main():
     time.sleep(600)
 
 run_program(main)
+"""
+
+KILLED = """
+import os, signal, subprocess, sys
+from virft.programs import claimed
+
+with claimed("--output_dir", sys.argv[1]) as held:
+    left = subprocess.Popen(
+        ["sleep", "600"], pass_fds=(held.fileno(),), start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    print(left.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -57,3 +72,43 @@ def test_programs_end_when_torchrun_is_killed(tmp_path: Path) -> None:
         for path in started.iterdir():
             if alive(int(path.name)):
                 os.kill(int(path.name), signal.SIGKILL)
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with claimed("--output_dir", tmp_path / "run"):
+        with (
+            pytest.raises(UserError, match="another run is writing there"),
+            claimed("--output_dir", tmp_path / "run"),
+        ):
+            pass
+        with claimed("--output_dir", tmp_path / "other"):
+            pass
+    with pytest.raises(KeyError), claimed("--output_dir", tmp_path / "run"):
+        raise KeyError
+    with claimed("--output_dir", tmp_path / "run"):
+        assert (tmp_path / "run" / ".running").is_file()
+    assert not (tmp_path / "run").exists(), "nothing was written, nothing is left"
+    with claimed("--output_dir", tmp_path / "run"):
+        (tmp_path / "run" / "checkpoint").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint"]
+
+
+def test_a_restarted_run_waits_for_what_a_killed_one_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = [sys.executable, "-c", KILLED, str(tmp_path)]
+    left = int(subprocess.run(killed, stdout=subprocess.PIPE, timeout=60).stdout)
+    waited = []
+
+    def end_it(seconds: float) -> None:
+        waited.append(seconds)
+        os.kill(left, signal.SIGKILL)
+        while alive(left):
+            pass
+
+    monkeypatch.setattr("virft.programs.time.sleep", end_it)
+    with claimed("--output_dir", tmp_path):
+        assert (tmp_path / ".running").read_text() == f"{os.getpid()} {os.getpid()}\n"
+    assert len(waited) == 1
+    assert "waiting for the end of programs that a killed run left behind" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -35,7 +35,6 @@ from virft.rewards.outcome import Outcome
 from virft.rewards.reward import Reward
 from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS
 from virft.shared_prefix_vision import SharedVision
-from virft.survival import claimed
 from virft.symmetric import VisionAlways
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 
@@ -186,22 +185,6 @@ def test_half_written_and_deleted_checkpoints_are_passed_over(tmp_path: Path) ->
     assert [p.name for p in deleted] == ["checkpoint-2", "checkpoint-3"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-10"]
     assert rotate(tmp_path, None, keep=[]) == []
-
-
-def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    with claimed(tmp_path / "run"):
-        with pytest.raises(UserError, match="another run is writing there"), claimed(tmp_path / "run"):
-            pass
-        with claimed(tmp_path / "other"):
-            pass
-    with pytest.raises(KeyError), claimed(tmp_path / "run"):
-        raise KeyError
-    with claimed(tmp_path / "run"):
-        assert (tmp_path / "run" / ".running").is_file()
-    assert not (tmp_path / "run").exists(), "nothing was written, nothing is left"
-    with claimed(tmp_path / "run"):
-        (tmp_path / "run" / "checkpoint").touch()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint"]
 
 
 # --- training

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from virft import __version__
@@ -185,10 +187,10 @@ def last_checkpoint(output_dir: str | Path) -> tuple[Path | None, list[Path]]:
 
 
 def resume_folder(output_dir: str | Path, wanted: str | None) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to go on from, the same on all processes: what the first one finds.
 
     Args:
-        output_dir: the run's.
+        output_dir: the run's; held by this run, so that nothing else writes checkpoints there.
         wanted: ``--resume_from_checkpoint``: None or "false" for none, a folder, or "auto" (or "true") for
             the newest whole checkpoint of the run, if there is one.
 
@@ -204,10 +206,12 @@ def resume_folder(output_dir: str | Path, wanted: str | None) -> Path | None:
                 "damaged, or weights only); auto takes the newest that can be resumed"
             )
         return Path(wanted)
-    folder, passed = last_checkpoint(output_dir)
-    for broken in passed:
-        logger.warning("%s was cut off, is damaged, or holds weights only: passed over", broken)
-    return folder
+    found = [None]
+    if PartialState().is_main_process:
+        found[0], passed = last_checkpoint(output_dir)
+        for broken in passed:
+            logger.warning("%s was cut off, is damaged, or holds weights only: passed over", broken)
+    return broadcast_object_list(found)[0]
 
 
 @contextmanager

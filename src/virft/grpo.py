@@ -26,12 +26,12 @@ from virft.images import open_rgb
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.model_files import check_weights
 from virft.model_setup import lora_and_quantization, prepare_model
-from virft.programs import run_program
+from virft.programs import claimed, run_program
 from virft.resuming import check_same_run
 from virft.rewards import Reward, check_solutions
 from virft.rewards.arguments import RewardArguments, rewards_of
 from virft.settings import ModelArguments, RowArguments, check_held_out, parse_flags, quiet_libraries
-from virft.survival import StopOnSignal, claimed, train_and_save
+from virft.survival import StopOnSignal, train_and_save
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 
 
@@ -47,19 +47,19 @@ def train(
     """One run, from parsed flags to a saved model."""
     check_held_out(rows_args, args)
     processor = prepare_model(model, args)
-    resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
-    rows, held_out = rows_and_held_out(rows_args, args, processor)
-    rewards = choose_rewards(reward_args, args, rows)
-    metric = None
-    if held_out is not None:
-        metric = RowMetric(reward_args.task, args.coordinates, args.min_pixels, args.max_pixels)
-        choose_best(args, metric.names, LOWER_IS_BETTER)
-    peft_config, quantization = lora_and_quantization(model)
-    stop = StopOnSignal().install()
-    summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
-    check_same_run(resume, args, summary, model.use_peft, "grpo")
-    check_weights(model.model_name_or_path)
-    with claimed(args.output_dir):
+    with claimed("--output_dir", args.output_dir):
+        resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
+        rows, held_out = rows_and_held_out(rows_args, args, processor)
+        rewards = choose_rewards(reward_args, args, rows)
+        metric = None
+        if held_out is not None:
+            metric = RowMetric(reward_args.task, args.coordinates, args.min_pixels, args.max_pixels)
+            choose_best(args, metric.names, LOWER_IS_BETTER)
+        peft_config, quantization = lora_and_quantization(model)
+        stop = StopOnSignal().install()
+        summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
+        check_same_run(resume, args, summary, model.use_peft, "grpo")
+        check_weights(model.model_name_or_path)
         trainer = VisualRFTTrainer(
             model.model_name_or_path,
             rewards,

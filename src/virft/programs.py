@@ -1,23 +1,31 @@
-"""How programs run: what a user must mend becomes a sentence and an exit code, and none outlives torchrun."""
+"""How programs run: what a user must mend becomes a sentence and an exit code, none outlives torchrun, no two
+write into one folder."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 from virft.errors import FULL, UserError
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds for which a later process of a machine leaves it to the first to say an error."""
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """Codes of a file that this user may not read or write."""
 WATCH = 1.0
-"""Seconds between two looks for torchrun."""
+"""Seconds between two looks for torchrun, or for the end of what a killed run left behind."""
 
 
 def _of_files(error: OSError) -> str | None:
@@ -37,7 +45,7 @@ def run_program(main: Callable[[], None]) -> None:
     Exit code 2 for a :class:`UserError`, a full disk, and files that may not be read or written; 130 (as for
     any interrupted program) for Ctrl-C.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _under_torchrun():
         _end_with(os.getppid())
     try:
         main()
@@ -57,6 +65,10 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _end_with(parent: int) -> None:
     """Send SIGTERM to this process when ``parent`` is gone.
 
@@ -70,3 +82,81 @@ def _end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="torchrun", daemon=True).start()
+
+
+@contextmanager
+def claimed(flag: str, folder: str | Path) -> Iterator[IO[str] | None]:
+    """Hold an output folder for this run, on the first process of a group; a killed run lets go of it.
+
+    Programs outlive the torchrun or the demo that started them and was killed, for as long as it takes them
+    to notice, and could write into a restarted run's folder. A restarted run waits for their end.
+
+    Args:
+        flag: that named the folder.
+        folder: made where it is missing, removed at the end where it is empty then.
+
+    Yields:
+        The open file by which the folder is held; a program that inherits it holds the folder too. None on
+        later processes.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield None
+        return
+    path = Path(folder) / ".running"
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path, f"{flag} {folder}") as file:
+        file.truncate(0)
+        starter = os.getppid() if _under_torchrun() else os.getpid()
+        file.write(f"{os.getpid()} {starter}\n")
+        file.flush()
+        try:
+            yield file
+        finally:
+            path.unlink(missing_ok=True)
+            if made:  # a run that was refused leaves nothing behind
+                with suppress(OSError):
+                    path.parent.rmdir()
+
+
+def _locked(path: Path, what: str) -> IO[str]:
+    """Open and lock a file in which its holder writes its own number and that of the process it ends with."""
+    told = False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder, _, starter = file.read().strip().partition(" ")
+            file.close()
+            if not starter.isdigit() or _lives(int(starter)):
+                raise UserError(
+                    f"{what}: another run is writing there (process {holder}); end it first, or name another "
+                    "folder"
+                ) from None
+            if not told:
+                sys.stderr.write(f"{what}: waiting for the end of programs that a killed run left behind\n")
+                told = True
+            time.sleep(WATCH)
+            continue
+        except OSError:  # a file system without locks
+            logger.info("%s: no locks on this file system", path.parent)
+            return file
+        # The last holder may have removed the file after it was opened here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True

@@ -26,11 +26,11 @@ from virft.held_out import StopAt, check_metric, choose_best
 from virft.metrics.rows import LOWER_IS_BETTER, RowMetric
 from virft.model_files import check_weights
 from virft.model_setup import lora_and_quantization, prepare_model
-from virft.programs import run_program
+from virft.programs import claimed, run_program
 from virft.resuming import check_same_run
 from virft.settings import ModelArguments, RowArguments, check_held_out, parse_flags, quiet_libraries
 from virft.sft_trainer import VisualSFTConfig, VisualSFTTrainer
-from virft.survival import StopOnSignal, claimed, train_and_save
+from virft.survival import StopOnSignal, train_and_save
 
 
 @dataclass
@@ -68,21 +68,21 @@ def train(
         )
     check_held_out(rows_args, args)
     processor = prepare_model(model, args)
-    resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
-    rows, held_out = rows_and_held_out(rows_args, args, processor)
-    rows = with_completions(rows, target.completion_column)
-    metric = RowMetric((target.task,), args.coordinates, args.min_pixels, args.max_pixels)
-    if held_out is not None:
-        choose_best(args, metric.names, LOWER_IS_BETTER)
-        if target.stop_metric:
-            check_metric("--stop_metric", target.stop_metric, metric.names)
-    peft_config, quantization = lora_and_quantization(model)
-    stop = StopOnSignal().install()
-    enough = [StopAt(target.stop_metric, target.stop_value)] if target.stop_metric else []
-    summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
-    check_same_run(resume, args, summary, model.use_peft, "sft")
-    check_weights(model.model_name_or_path)
-    with claimed(args.output_dir):
+    with claimed("--output_dir", args.output_dir):
+        resume = resume_folder(args.output_dir, args.resume_from_checkpoint)
+        rows, held_out = rows_and_held_out(rows_args, args, processor)
+        rows = with_completions(rows, target.completion_column)
+        metric = RowMetric((target.task,), args.coordinates, args.min_pixels, args.max_pixels)
+        if held_out is not None:
+            choose_best(args, metric.names, LOWER_IS_BETTER)
+            if target.stop_metric:
+                check_metric("--stop_metric", target.stop_metric, metric.names)
+        peft_config, quantization = lora_and_quantization(model)
+        stop = StopOnSignal().install()
+        enough = [StopAt(target.stop_metric, target.stop_value)] if target.stop_metric else []
+        summary = data_summary(rows, rows_args.dataset_name, rows_args.dataset_train_split)
+        check_same_run(resume, args, summary, model.use_peft, "sft")
+        check_weights(model.model_name_or_path)
         trainer = VisualSFTTrainer(
             model.model_name_or_path,
             args,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
-
-from virft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -110,44 +105,6 @@ class StopOnSignal(TrainerCallback):
                 "go on with --resume_from_checkpoint auto\n"
             )
         sys.exit(128 + signal.SIGTERM)
-
-
-@contextmanager
-def claimed(folder: str | Path) -> Iterator[None]:
-    """Hold an output folder for this run, on the first process of a group; a killed run lets go of it.
-
-    Workers outlive a torchrun that is killed, and would write checkpoints into a restarted run's folder.
-
-    Raises:
-        UserError: another run holds it.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    path = Path(folder) / ".running"
-    made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"--output_dir {folder}: another run is writing there (process {file.read().strip()}); "
-                "end it first, or name another folder"
-            ) from None
-        except OSError:  # a file system without locks
-            logger.info("%s: no locks on this file system", folder)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if made:  # a run that was refused leaves nothing behind
-                with suppress(OSError):
-                    path.parent.rmdir()
 
 
 def train_and_save(trainer: Any, resume: Path | None, stop: StopOnSignal) -> None:
