@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -719,11 +720,15 @@ def test_json_beyond_the_reader_and_packed_files_are_named(tmp_path: Path) -> No
 
 def test_an_early_fault_is_found_without_reading_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    path.write_text('{"a": [nope, ' + "1, " * 5_000_000 + "1]}")
-    start = time.perf_counter()
-    with pytest.raises(UserError, match="character 7"):
-        list(elements(path))
-    assert time.perf_counter() - start < 0.5
+    seconds = {}
+    for first in ("nope", "1"):
+        path.write_text(f'{{"a": [{first}, ' + "1, " * 1_000_000 + "1]}")
+        start = time.process_time()
+        with pytest.raises(UserError, match="character 7") if first == "nope" else nullcontext():
+            for _ in elements(path):
+                pass
+        seconds[first] = time.process_time() - start
+    assert seconds["nope"] < seconds["1"] / 4
 
 
 # Outputs
@@ -953,7 +958,7 @@ from virft.programs import run_program
 def work(item):
     import os
     open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
-    time.sleep(60)
+    time.sleep(600)
 
 if __name__ == "__main__":
     run_program(lambda: list(ordered_map(work, range(8), 2)))
@@ -982,8 +987,8 @@ def test_workers_end_with_the_build_and_say_nothing(tmp_path: Path, how: str) ->
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does; the workers must not answer it
         time.sleep(0.5)
         assert all(Path(f"/proc/{pid}").exists() for pid in workers) or not Path("/proc").exists()
-        os.kill(workers[0], signal.SIGTERM)  # instead of waiting for the minute of their sleep
-    _, said = running.communicate(timeout=20)  # hangs while a worker holds the pipe
+        os.kill(workers[0], signal.SIGTERM)  # instead of waiting for the end of their sleep
+    _, said = running.communicate(timeout=120)  # hangs while a worker holds the pipe
     assert "Traceback" not in said
     if how == "kill a worker":
         assert running.returncode == 2

@@ -472,7 +472,7 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the scorer as a user does."""
     program = root / "coco_evaluation/coco_evaluation.py"
     return subprocess.run(
-        [sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=300
     )
 
 

@@ -363,7 +363,7 @@ def test_short_mode_killed_and_continued(demo: SimpleNamespace, root: Path, tmp_
         replies = [parse_detections(json.loads(line)["completion"]) for line in lines]
         assert {d.score for reply in replies for d in reply.value} <= known
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "$ " not in again.stdout, "nothing is left to run"
 
 

@@ -192,7 +192,7 @@ def test_from_flags_to_model(rows: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) 
     argv = flags(tiny_qwen2_5_vl, rows, tmp_path, max_steps=2, num_generations=4, **options, **held_out)
     done = subprocess.run(
         [sys.executable, str(ROOT / "src/virft/grpo.py"), *argv, "--use_cpu", "true"],
-        capture_output=True, text=True, timeout=200, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for line in (
@@ -221,7 +221,7 @@ def test_help_lists_the_flags() -> None:
             [sys.executable, str(ROOT / "src/virft" / program), "--help"],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0 and "--max_pixels" in done.stdout and "--dataset_name" in done.stdout
 

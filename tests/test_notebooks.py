@@ -52,7 +52,7 @@ def test_the_one_entry_lists_its_suites(root: Path, tmp_path: Path) -> None:
     said = run(root, tmp_path, "-m", "virft.evaluate", "--help")
     assert "coco" in said
     done = subprocess.run(
-        [sys.executable, "-m", "virft.evaluate", "cocoa"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "virft.evaluate", "cocoa"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: 'cocoa' is no suite; choose one of coco")

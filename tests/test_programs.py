@@ -97,7 +97,7 @@ def test_a_restarted_run_waits_for_what_a_killed_one_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed = [sys.executable, "-c", KILLED, str(tmp_path)]
-    left = int(subprocess.run(killed, stdout=subprocess.PIPE, timeout=60).stdout)
+    left = int(subprocess.run(killed, stdout=subprocess.PIPE, timeout=300).stdout)
     waited = []
 
     def end_it(seconds: float) -> None:

@@ -258,7 +258,7 @@ def test_short_mode_interrupted_and_continued(root: Path, tmp_path: Path) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "continues from here" in said
     assert not (folder / "results.json").exists()
 
@@ -280,7 +280,7 @@ def test_short_mode_interrupted_and_continued(root: Path, tmp_path: Path) -> Non
 
     before = (folder / "grpo" / "model.safetensors").stat().st_mtime_ns
     process = start(root, folder)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and said.count("done before") == 8
     assert (folder / "grpo" / "model.safetensors").stat().st_mtime_ns == before
 
