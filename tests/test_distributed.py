@@ -61,6 +61,51 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert (cut / "virft.json").is_file()
 
 
+@pytest.fixture(scope="module")
+def image_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("images"), kinds=(1, 2), count=12)
+
+
+def test_fsdp_trains_as_ddp_does_and_goes_on_where_it_was(
+    tiny_qwen2_vl: Path, image_rows: Path, tmp_path: Path
+) -> None:
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "eval_dataset_name": image_rows,
+        "freeze_vision": "true",
+    }
+    logs = {}
+    for name, more in (("ddp", {}), ("fsdp", {"fsdp": "full_shard"}), ("cut", {"fsdp": "full_shard"})):
+        if name == "cut":
+            shutil.copytree(tmp_path / "fsdp" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+            more["resume_from_checkpoint"] = "auto"
+        done = torchrun(flags(tiny_qwen2_vl, image_rows, tmp_path / name, **options, **more))
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs[name] = log_without_times(state(tmp_path / name / "checkpoint-3"))
+    assert (tmp_path / "fsdp" / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file(), "it was not sharded"
+    for plain, sharded in zip(logs["ddp"], logs["fsdp"], strict=True):
+        for name in plain.keys() & {"loss", "grad_norm", "reward", "eval_mean_iou"}:
+            assert sharded[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-6)
+    assert logs["fsdp"] == logs["cut"]
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("fsdp", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_mixed_rows_sampled_with_weights_that_stay_sharded(
+    tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path
+) -> None:
+    """A rank without images must run the vision tower in its prefill too, or the others wait for it."""
+    losses = []
+    for gathered in ("true", "false"):
+        arguments = flags(tiny_qwen2_vl, mixed_rows, tmp_path / gathered, ds3_gather_for_generation=gathered)
+        done = torchrun(arguments, 3)
+        assert done.returncode == 0, done.stderr[-3000:]
+        log = log_without_times(state(tmp_path / gathered / "checkpoint-3"))
+        losses.append([(line["loss"], line["reward"]) for line in log])
+    assert losses[0] == [pytest.approx(line, rel=1e-4, abs=1e-6) for line in losses[1]]
+
+
 def test_sft_of_mixed_rows_under_zero3(tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path) -> None:
     """And the best checkpoint is what ends up in the output folder: here the first, nothing being read."""
     arguments = [

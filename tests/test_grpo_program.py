@@ -69,7 +69,6 @@ def test_the_reference_s_command_means_the_same(tmp_path: Path) -> None:
         ({"min_pixels": 20000}, "--min_pixels 20000"),
         ({"attn_implementation": "flash_attention_2"}, "needs the package flash-attn"),
         ({"load_in_4bit": "true"}, "add --use_peft"),
-        ({"use_peft": "true", "load_in_4bit": "true"}, "need bitsandbytes"),
         ({"use_peft": "true", "lora_vision": "true", "freeze_vision": "true"}, "exclude each other"),
         ({"use_peft": "true", "lora_vision": "true", "lora_target_modules": "q_proj"}, "exclude each other"),
         ({"resume_from_checkpoint": "absent"}, "no whole checkpoint"),

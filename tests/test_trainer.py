@@ -6,10 +6,12 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from training_setup import log_without_times, write_rows
@@ -35,7 +37,7 @@ from virft.rewards.outcome import Outcome
 from virft.rewards.reward import Reward
 from virft.settings import LANGUAGE_LINEARS, VISION_LINEARS
 from virft.shared_prefix_vision import SharedVision
-from virft.symmetric import VisionAlways
+from virft.symmetric import VisionAlways, make_forwards_alike
 from virft.trainer import VisualRFTConfig, VisualRFTTrainer
 
 
@@ -562,8 +564,41 @@ def test_a_text_only_forward_runs_the_vision_tower_and_changes_nothing(
     assert always.runs == 2
     after.sum().backward()
     assert all(p.grad is not None and p.grad.eq(0).all() for p in model.model.visual.parameters())
-    model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
+    told = model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
     assert always.runs == 2
+    always.in_generation = True
+    assert torch.equal(told, model.generate(input_ids=ids, max_new_tokens=2, do_sample=False))
+    assert always.runs == 3  # in the prefill alone
+
+
+def several_ranks(**settings: Any) -> SimpleNamespace:
+    """A trainer of two ranks, as far as the question goes of what they run in every forward."""
+    args = SimpleNamespace(world_size=2, freeze_vision=False, ds3_gather_for_generation=True)
+    images = Dataset.from_dict({"images": [["a.png"]]})
+    found = SimpleNamespace(
+        args=args, is_fsdp_enabled=False, train_dataset=images, eval_dataset=None, model=None
+    )
+    for name, value in settings.items():
+        setattr(args if hasattr(args, name) else found, name, value)
+    return found
+
+
+def test_text_only_rows_that_not_all_ranks_can_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = Dataset.from_dict({"images": [["a.png"], []]})
+    make_forwards_alike(several_ranks(is_fsdp_enabled=True), sampled=True)
+    make_forwards_alike(several_ranks(is_fsdp_enabled=True, train_dataset=text), sampled=False)
+    for unfit in ({"train_dataset": text}, {"eval_dataset": text}, {"eval_dataset": {"a": text}}):
+        with pytest.raises(UserError, match="text-only rows cannot be answered under FSDP; use DeepSpeed"):
+            make_forwards_alike(several_ranks(is_fsdp_enabled=True, **unfit), sampled=True)
+    monkeypatch.setattr("virft.symmetric.is_deepspeed_zero3_enabled", lambda: True)
+    unfit = {"train_dataset": text, "ds3_gather_for_generation": False}
+    make_forwards_alike(several_ranks(**unfit), sampled=False)
+    with pytest.raises(UserError, match="--ds3_gather_for_generation false with text-only rows"):
+        make_forwards_alike(several_ranks(**unfit), sampled=True)
+    with pytest.raises(UserError, match="--freeze_vision with text-only rows does not run under ZeRO-3"):
+        make_forwards_alike(several_ranks(train_dataset=text, freeze_vision=True), sampled=True)
 
 
 def test_pixel_limits_that_contradict_each_other_are_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:

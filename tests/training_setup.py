@@ -91,11 +91,14 @@ def torchrun(
     name: str = "grpo.py",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """A program on two CPU processes: plain DDP, or DeepSpeed at a ZeRO stage."""
+    """A program on two CPU processes: plain DDP, DeepSpeed at a ZeRO stage, or what ``--fsdp`` asks for."""
     program = [str(ROOT / "src/virft" / name), *arguments]
-    if zero:
+    if zero or "--fsdp" in arguments:
         program = [str(ROOT / "tests/cpu_torchrun.py"), *program]
+    if zero:
         program += ["--deepspeed", str(ROOT / f"local_scripts/zero{zero}.json")]
+    elif "--fsdp" in arguments:
+        program += ["--bf16", "false"]
     else:
         program += ["--use_cpu", "true"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *program]

@@ -114,11 +114,16 @@ class CarriesManifest:
         # Checkpoints of these families hold the names that their first release used; ``from_pretrained``
         # translates them, while the Trainer would match none, load nothing and say nothing.
         if self.is_fsdp_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # PEFT loads adapters as float32; beside quantised weights TRL trains them in bfloat16.
+            types = {name: weight.dtype for name, weight in self.model.named_parameters()}
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            for name, weight in self.model.named_parameters():
+                if weight.dtype != types[name]:
+                    weight.data = weight.data.to(types[name])
+            return
         own = self.base_model()
         saved = type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype)
         own.load_state_dict(saved.state_dict(), strict=True)
-        return None
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer looks whether the last step is done after a step only: a run cut between its last

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, TrainerCallback
 from trl.data_utils import prepare_multimodal_messages
+from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
 from virft.errors import UserError
@@ -86,6 +87,7 @@ class GreedyEvaluation:
         with (
             torch.no_grad(),
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+            DistributedBackend(self.accelerator).summon_full_params(self.model_wrapped, recurse=False),
         ):
             for start in range(0, share, size):
                 replies += self._answer([rows[i] for i in own[start : start + size]], model)

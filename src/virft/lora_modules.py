@@ -1,4 +1,4 @@
-"""Which modules LoRA is put on, checked by their names on a model without weights."""
+"""The modules that LoRA trains beside: their names, checked before weights load; quantised ones."""
 
 from __future__ import annotations
 
@@ -64,3 +64,15 @@ def _ends(names: Iterable[str], near: str | None = None) -> str:
     ends = [end for end in ends if not end.isdigit()]
     close = difflib.get_close_matches(near, ends, 3) if near else []
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(ends)}"
+
+
+def keep_trainable(model: torch.nn.Module) -> None:
+    """Keep the 4-bit layers of a model on a CPU from changing into a form that only inference can use.
+
+    Where the CPU has bfloat16 instructions, bitsandbytes lays 4-bit weights out anew at the first forward in
+    evaluation mode, for a kernel without gradients, and never back: training after that would fail or, in
+    layers without a bias, learn nothing behind them.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

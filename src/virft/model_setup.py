@@ -51,7 +51,9 @@ def check_model(model: ModelArguments, args: TrainingConfig) -> Any:
     if model.use_peft:
         _check_lora_numbers(model)
     if (model.load_in_4bit or model.load_in_8bit) and not _installed("bitsandbytes"):
-        raise UserError("--load_in_4bit and --load_in_8bit need bitsandbytes; pip install 'virft[qlora]'")
+        raise UserError(
+            "--load_in_4bit and --load_in_8bit need bitsandbytes; install it (bash setup.sh --qlora)"
+        )
     config = model_config(name, model.model_revision)
     if config.model_type not in FAMILY_SPACE:
         raise UserError(f"{name} is a {config.model_type!r} model; supported: {', '.join(FAMILY_SPACE)}")
@@ -100,6 +102,8 @@ def check_packages(args: TrainingConfig) -> None:
         raise UserError("--use_liger_kernel needs the package liger-kernel; pip install liger-kernel")
     if args.fsdp and args.world_size == 1:
         raise UserError("--fsdp shards over several processes; start them with torchrun, or drop it")
+    if args.fsdp and args.use_cpu:
+        raise UserError("--fsdp needs GPUs: accelerate ignores it with --use_cpu true; drop one of them")
     if getattr(args, "use_vllm", False) and not _installed("vllm"):
         raise UserError("--use_vllm needs the package vllm; install it (bash setup.sh --vllm)")
 

@@ -17,8 +17,9 @@ from virft.checkpointing import CarriesManifest
 from virft.errors import UserError
 from virft.held_out import GreedyEvaluation, Metric
 from virft.images import open_rgb
+from virft.lora_modules import keep_trainable
 from virft.survival import LogBeforeSave
-from virft.symmetric import VisionAlways, has_text_only
+from virft.symmetric import make_forwards_alike
 from virft.training_config import TrainingConfig
 
 
@@ -143,7 +144,7 @@ class VisualSFTTrainer(GreedyEvaluation, CarriesManifest, SFTTrainer):
             train_dataset = train_dataset.add_column("row_number", list(range(len(train_dataset))))
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = False  # every forward uses all parameters: VisionAlways
+            args.ddp_find_unused_parameters = False  # every forward uses all parameters
         super().__init__(
             model=model,
             args=args,
@@ -155,8 +156,8 @@ class VisualSFTTrainer(GreedyEvaluation, CarriesManifest, SFTTrainer):
         )
         self.metric = metric
         self.carry(manifest, "sft", model)
+        keep_trainable(self.model)
         if args.freeze_vision:
             self.base_model().model.visual.requires_grad_(False)
-        if args.world_size > 1 and has_text_only(train_dataset):
-            VisionAlways(self.base_model().model)
+        make_forwards_alike(self, sampled=False)
         self.add_callback(LogBeforeSave())

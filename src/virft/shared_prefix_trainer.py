@@ -22,6 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from virft.errors import UserError
 from virft.image_memo import ImageMemo, RowMemo
+from virft.lora_modules import keep_trainable
 from virft.shared_prefix import keep_labelled, model_inputs, pack, prompt_positions, unpack
 from virft.shared_prefix_attention import enable
 from virft.shared_prefix_batches import check_units, differs, micro_batches, no_none, repeat
@@ -59,6 +60,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         # which takes milliseconds.
         self._unwrapped: dict[int, tuple[Any, PreTrainedModel]] = {}
         core_model = self._hugging_face(self.model)
+        keep_trainable(core_model)
         foreign = {
             "tools": self.tools,
             "rollout_func": self.rollout_func,
@@ -215,6 +217,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             exact
             and self.sharing.logps == "packed"
             and not self.args.sync_ref_model
+            and not self.is_fsdp_enabled  # its weights are whole within a forward of the model alone
             and is_frozen(model.model)
         )
 
@@ -423,5 +426,6 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 stock = self._stock(*rows, raw, kinds)[0].float()
         finally:
             self.model.train()
-        half = self._in_half_precision()
-        self.self_check = compare(packed, stock, mask[at], half, self.accelerator, first)
+        # The kernels of quantised weights compute in half precision, and pick another by the number of rows.
+        rounded = self._in_half_precision() or getattr(self._hugging_face(self.model), "is_quantized", False)
+        self.self_check = compare(packed, stock, mask[at], rounded, self.accelerator, first)

@@ -12,7 +12,6 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from virft.boxes import resized
 from virft.checkpoint import Manifest
@@ -30,7 +29,7 @@ from virft.reason_shares import TrueReasonShares
 from virft.rollouts import RolloutLog
 from virft.shared_prefix_trainer import SharedPrefixGRPOTrainer
 from virft.survival import EpochSampler, LogBeforeSave
-from virft.symmetric import VisionAlways, has_text_only
+from virft.symmetric import make_forwards_alike
 
 __all__ = ["VisualRFTConfig", "VisualRFTTrainer"]
 
@@ -97,7 +96,7 @@ class VisualRFTTrainer(
             )
         use_cache = isinstance(model, str) or getattr(model.config, "use_cache", True)
         if args.ddp_find_unused_parameters is None:  # TRL's choice is to search for them, in every backward
-            args.ddp_find_unused_parameters = False  # here every forward uses all parameters: VisionAlways
+            args.ddp_find_unused_parameters = False  # here every forward uses all parameters
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -113,27 +112,13 @@ class VisualRFTTrainer(
         self._probe = SpaceProbe(self.manifest.space, self.manifest.min_pixels, self.manifest.max_pixels)
         if args.freeze_vision:
             self.base_model().model.visual.requires_grad_(False)
-        self._run_vision_on_every_rank()
+        make_forwards_alike(self, sampled=self.sharing.generation == "trl" and not self.use_vllm)
         if self.use_vllm:
             self.vllm_generation.generate = none_for_no_image(self.vllm_generation.generate)
         self.add_callback(LogBeforeSave())
         self._check_sampling()
 
     # --- what a run is made of
-
-    def _run_vision_on_every_rank(self) -> None:
-        """Make forwards alike on all ranks where some rows have no image."""
-        if self.args.world_size > 1 and has_text_only(self.train_dataset):
-            if self.log_multimodal:
-                raise UserError("--log_multimodal true does not run with text-only rows on several devices")
-            if self.args.freeze_vision and is_deepspeed_zero3_enabled():
-                raise UserError(
-                    "--freeze_vision with text-only rows does not run under ZeRO-3; use "
-                    "local_scripts/zero2.json"
-                )
-            VisionAlways(self.base_model().model)
-            if self.ref_model is not None:
-                VisionAlways(self.accelerator.unwrap_model(self.ref_model).model)
 
     def _check_sampling(self) -> None:
         """Refuse that ``generate`` resolves to something else than asked for: to the model's own defaults.
