@@ -92,6 +92,28 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_where_it_was(
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+LORA = {"use_peft": "true"}
+MOVED = {"sync_ref_model": "true", "ref_model_sync_steps": 1, "beta": 0.1}
+FROZEN = {"freeze_vision": "true"}
+
+
+@pytest.mark.parametrize("options", [LORA, MOVED, FROZEN], ids=["lora", "moved reference", "frozen vision"])
+def test_a_part_that_learns_or_a_reference_that_moves_under_zero3(
+    options: dict, tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = options | {"resume_from_checkpoint": "auto", "save_total_limit": 10}
+    done = torchrun(flags(tiny_qwen2_vl, mixed_rows, whole, **options), 3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copytree(whole / "checkpoint-2", cut / "checkpoint-2")
+    done = torchrun(flags(tiny_qwen2_vl, mixed_rows, cut, **options), 3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logs = [log_without_times(state(folder / "checkpoint-3")) for folder in (whole, cut)]
+    assert logs[0] == logs[1]
+    one, two = (load_file(next(folder.glob("*.safetensors"))) for folder in (whole, cut))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_mixed_rows_sampled_with_weights_that_stay_sharded(
     tiny_qwen2_vl: Path, mixed_rows: Path, tmp_path: Path
 ) -> None:

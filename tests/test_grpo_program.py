@@ -108,6 +108,7 @@ def test_the_reference_s_command_means_the_same(tmp_path: Path) -> None:
         ({"repetition_penalty": 0}, "--repetition_penalty 0 must be positive"),
         ({"sync_ref_model": "true", "beta": 0}, "--sync_ref_model needs a reference model"),
         ({"fsdp": "full_shard"}, "--fsdp shards over several processes"),
+        ({"fsdp": "full_shard", "use_peft": "true", "load_in_4bit": "true"}, "with quantised weights; drop"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "--eval_strategy needs --eval_dataset_name"),
         ({"load_best_model_at_end": "true"}, "--load_best_model_at_end needs held-out rows"),
         ({"shared_prefix_cache": "none"}, "--shared_prefix_cache none"),

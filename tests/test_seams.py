@@ -202,3 +202,11 @@ def test_what_the_trainer_reads_of_trl_is_there(tiny_qwen2_vl: Any, tmp_path: An
     assert not missing, (
         f"seam moved: GRPOTrainer has no {', '.join(missing)}; see virft.shared_prefix_trainer"
     )
+
+
+def test_where_transformers_keeps_the_zero_configuration() -> None:
+    """``virft.model_files.without_weights`` takes it away while it counts a model's shapes."""
+    from transformers.integrations import deepspeed
+
+    assert "_hf_deepspeed_config_weak_ref" in source(deepspeed.is_deepspeed_zero3_enabled)
+    assert hasattr(deepspeed, "_hf_deepspeed_config_weak_ref")

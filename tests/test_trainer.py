@@ -573,7 +573,7 @@ def test_a_text_only_forward_runs_the_vision_tower_and_changes_nothing(
 
 def several_ranks(**settings: Any) -> SimpleNamespace:
     """A trainer of two ranks, as far as the question goes of what they run in every forward."""
-    args = SimpleNamespace(world_size=2, freeze_vision=False, ds3_gather_for_generation=True)
+    args = SimpleNamespace(world_size=2, ds3_gather_for_generation=True)
     images = Dataset.from_dict({"images": [["a.png"]]})
     found = SimpleNamespace(
         args=args, is_fsdp_enabled=False, train_dataset=images, eval_dataset=None, model=None
@@ -597,8 +597,6 @@ def test_text_only_rows_that_not_all_ranks_can_answer(
     make_forwards_alike(several_ranks(**unfit), sampled=False)
     with pytest.raises(UserError, match="--ds3_gather_for_generation false with text-only rows"):
         make_forwards_alike(several_ranks(**unfit), sampled=True)
-    with pytest.raises(UserError, match="--freeze_vision with text-only rows does not run under ZeRO-3"):
-        make_forwards_alike(several_ranks(train_dataset=text, freeze_vision=True), sampled=True)
 
 
 def test_pixel_limits_that_contradict_each_other_are_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:

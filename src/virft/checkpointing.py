@@ -22,6 +22,7 @@ from virft.checkpoint import (
 )
 from virft.progress import load_progress, save_progress
 from virft.resuming import circumstances
+from virft.synced_reference import load_reference, save_reference
 
 
 class CarriesManifest:
@@ -103,6 +104,7 @@ class CarriesManifest:
             self.args.save_total_limit = limit
         if not self.args.save_only_model:
             save_progress(self, folder)
+            save_reference(self, folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             files = {} if self.args.save_only_model else file_sizes(folder)
@@ -156,3 +158,4 @@ class CarriesManifest:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             load_progress(self, checkpoint)
+            load_reference(self, checkpoint)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 from virft.errors import UserError
+from virft.model_files import without_weights
 
 ADAPTED = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
 """Modules that LoRA can stand beside."""
@@ -31,8 +31,7 @@ def check_lora_modules(
     Raises:
         UserError: naming the flag and the name, with the names that are nearest.
     """
-    with torch.device("meta"):
-        modules = dict(AutoModelForImageTextToText.from_config(config).named_modules())
+    modules = dict(without_weights(config).named_modules())
     fit = [name for name, module in modules.items() if isinstance(module, ADAPTED)]
     if isinstance(targets, str) and targets != ALL_LINEAR:
         try:

@@ -37,10 +37,10 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 from virft.memory import PARTS
 from virft.memory_plan import Plan, alternatives
+from virft.model_files import without_weights
 
 GIB = 2**30
 OVERHEAD = 0.8 * GIB
@@ -109,8 +109,7 @@ def shape_of(config: Any, lora_targets: Any = None, lora_rank: int = 0) -> Shape
         lora_targets: names, or a regular expression, of the modules that LoRA is put on.
         lora_rank: of the adapter.
     """
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+    model = without_weights(config)
     total = sum(p.numel() for p in model.parameters())
     vision = sum(p.numel() for name, p in model.named_parameters() if PARTS["vision"] in name)
     widest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())

@@ -32,6 +32,21 @@ def model_config(model: str | Path, revision: str | None = None) -> Any:
         raise UserError(f"model {model}: no configuration can be loaded from it ({reason})") from None
 
 
+def without_weights(config: Any) -> Any:
+    """The model of a configuration with its modules and shapes alone, on the meta device."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.integrations import deepspeed
+
+    # Where ZeRO-3 is set up, transformers would shard the parameters and fill them.
+    zero, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero
+
+
 def adapter_base(folder: str | Path) -> str:
     """The base model that a LoRA adapter names.
 

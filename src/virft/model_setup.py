@@ -54,6 +54,10 @@ def check_model(model: ModelArguments, args: TrainingConfig) -> Any:
         raise UserError(
             "--load_in_4bit and --load_in_8bit need bitsandbytes; install it (bash setup.sh --qlora)"
         )
+    if args.fsdp and (model.load_in_4bit or model.load_in_8bit):
+        raise UserError(
+            "--fsdp cannot go on from its checkpoints with quantised weights; drop it or the --load_in_ flag"
+        )
     config = model_config(name, model.model_revision)
     if config.model_type not in FAMILY_SPACE:
         raise UserError(f"{name} is a {config.model_type!r} model; supported: {', '.join(FAMILY_SPACE)}")

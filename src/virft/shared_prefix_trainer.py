@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import torch
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
@@ -30,6 +31,7 @@ from virft.shared_prefix_check import compare
 from virft.shared_prefix_config import Units, decide
 from virft.shared_prefix_generation import generate
 from virft.shared_prefix_vision import RowImages, SharedVision, is_frozen
+from virft.symmetric import has_text_only
 
 
 @contextmanager
@@ -75,6 +77,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             prompt_learning=any(c.is_prompt_learning for c in peft_config.values()),
         )
         self._check_attention()
+        # FSDP's weights are whole within a forward of the model alone; ZeRO-3's are gathered from all ranks,
+        # of which one may have no image.
+        mixed = self.args.world_size > 1 and has_text_only(self.train_dataset)
+        self._vision_runs_apart = not (self.is_fsdp_enabled or (mixed and is_deepspeed_zero3_enabled()))
         self._memo: ImageMemo | None = None
         self._batch_images: RowImages | None = None  # of the generation batch that is being scored
         self._raw_images: RowImages | None = None  # the same before a frozen vision tower encoded them
@@ -217,7 +223,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             exact
             and self.sharing.logps == "packed"
             and not self.args.sync_ref_model
-            and not self.is_fsdp_enabled  # its weights are whole within a forward of the model alone
+            and self._vision_runs_apart
             and is_frozen(model.model)
         )
 

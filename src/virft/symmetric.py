@@ -99,10 +99,6 @@ def make_forwards_alike(trainer: Any, sampled: bool) -> None:
         )
     if getattr(trainer, "log_multimodal", False):
         raise UserError("--log_multimodal true does not run with text-only rows on several devices")
-    if args.freeze_vision and zero3:
-        raise UserError(
-            "--freeze_vision with text-only rows does not run under ZeRO-3; use local_scripts/zero2.json"
-        )
     for model in (trainer.model, getattr(trainer, "ref_model", None)):
         if model is not None:
             inner = trainer.accelerator.unwrap_model(model)
