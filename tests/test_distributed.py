@@ -73,7 +73,9 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_where_it_was(
         "eval_strategy": "steps",
         "eval_steps": 3,
         "eval_dataset_name": image_rows,
-        "freeze_vision": "true",
+        "use_peft": "true",
+        "lora_dropout": 0,
+        "num_iterations": 2,
     }
     logs = {}
     for name, more in (("ddp", {}), ("fsdp", {"fsdp": "full_shard"}), ("cut", {"fsdp": "full_shard"})):
@@ -88,7 +90,7 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_where_it_was(
         for name in plain.keys() & {"loss", "grad_norm", "reward", "eval_mean_iou"}:
             assert sharded[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-6)
     assert logs["fsdp"] == logs["cut"]
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("fsdp", "cut"))
+    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("fsdp", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 

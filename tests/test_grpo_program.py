@@ -107,6 +107,7 @@ def test_the_reference_s_command_means_the_same(tmp_path: Path) -> None:
         ({"save_total_limit": -1}, "--save_total_limit -1 must be at least 0"),
         ({"repetition_penalty": 0}, "--repetition_penalty 0 must be positive"),
         ({"sync_ref_model": "true", "beta": 0}, "--sync_ref_model needs a reference model"),
+        ({"use_transformers_continuous_batching": "true"}, "shows no images; use --use_vllm"),
         ({"fsdp": "full_shard"}, "--fsdp shards over several processes"),
         ({"fsdp": "full_shard", "use_peft": "true", "load_in_4bit": "true"}, "with quantised weights; drop"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "--eval_strategy needs --eval_dataset_name"),

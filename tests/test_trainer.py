@@ -571,32 +571,35 @@ def test_a_text_only_forward_runs_the_vision_tower_and_changes_nothing(
     assert always.runs == 3  # in the prefill alone
 
 
-def several_ranks(**settings: Any) -> SimpleNamespace:
+def several_ranks(model: Any, **settings: Any) -> SimpleNamespace:
     """A trainer of two ranks, as far as the question goes of what they run in every forward."""
     args = SimpleNamespace(world_size=2, ds3_gather_for_generation=True)
-    images = Dataset.from_dict({"images": [["a.png"]]})
-    found = SimpleNamespace(
-        args=args, is_fsdp_enabled=False, train_dataset=images, eval_dataset=None, model=None
-    )
+    found = SimpleNamespace(args=args, is_fsdp_enabled=False, eval_dataset=None, model=model)
+    found.train_dataset = Dataset.from_dict({"images": [["a.png"]]})
+    found.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
     for name, value in settings.items():
         setattr(args if hasattr(args, name) else found, name, value)
     return found
 
 
-def test_text_only_rows_that_not_all_ranks_can_answer(
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_several_ranks_cannot_do_together_is_refused(
+    tiny_qwen2_vl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(tiny_qwen2_vl)
+    with pytest.raises(UserError, match="--fsdp would train the output layer with one rank's gradients"):
+        make_forwards_alike(several_ranks(model, is_fsdp_enabled=True), sampled=True)
+    model.requires_grad_(False)
     text = Dataset.from_dict({"images": [["a.png"], []]})
-    make_forwards_alike(several_ranks(is_fsdp_enabled=True), sampled=True)
-    make_forwards_alike(several_ranks(is_fsdp_enabled=True, train_dataset=text), sampled=False)
+    make_forwards_alike(several_ranks(model, is_fsdp_enabled=True), sampled=True)
+    make_forwards_alike(several_ranks(model, is_fsdp_enabled=True, train_dataset=text), sampled=False)
     for unfit in ({"train_dataset": text}, {"eval_dataset": text}, {"eval_dataset": {"a": text}}):
         with pytest.raises(UserError, match="text-only rows cannot be answered under FSDP; use DeepSpeed"):
-            make_forwards_alike(several_ranks(is_fsdp_enabled=True, **unfit), sampled=True)
+            make_forwards_alike(several_ranks(model, is_fsdp_enabled=True, **unfit), sampled=True)
     monkeypatch.setattr("virft.symmetric.is_deepspeed_zero3_enabled", lambda: True)
     unfit = {"train_dataset": text, "ds3_gather_for_generation": False}
-    make_forwards_alike(several_ranks(**unfit), sampled=False)
+    make_forwards_alike(several_ranks(model, **unfit), sampled=False)
     with pytest.raises(UserError, match="--ds3_gather_for_generation false with text-only rows"):
-        make_forwards_alike(several_ranks(**unfit), sampled=True)
+        make_forwards_alike(several_ranks(model, **unfit), sampled=True)
 
 
 def test_pixel_limits_that_contradict_each_other_are_refused(tiny_qwen2_vl: Path, tmp_path: Path) -> None:

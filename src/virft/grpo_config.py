@@ -85,6 +85,8 @@ class VisualRFTConfig(TrainingConfig, SharedPrefixConfig):
             raise UserError("--sync_ref_model needs a reference model, and --beta 0 loads none; drop one")
         if self.inject_solution and self.use_vllm:
             raise UserError("--inject_solution and --use_vllm exclude each other; drop one")
+        if self.use_transformers_continuous_batching:
+            raise UserError("--use_transformers_continuous_batching shows no images; use --use_vllm true")
         super().__post_init__()
 
     def _check_choices(self) -> None:

@@ -172,8 +172,6 @@ def _other_generation(args: GRPOConfig, train: Units) -> str | None:
     """Why sampling stays TRL's, if it does."""
     if args.use_vllm:
         return "vLLM samples"
-    if args.use_transformers_continuous_batching:
-        return "continuous batching samples"
     if args.cache_implementation not in (None, "dynamic"):
         return f"cache_implementation {args.cache_implementation}"
     if args.fsdp:

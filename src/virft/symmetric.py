@@ -76,13 +76,20 @@ def make_forwards_alike(trainer: Any, sampled: bool) -> None:
             the model's forward.
 
     Raises:
-        UserError: settings under which text-only rows cannot be had on several devices.
+        UserError: settings under which several devices would not train the same, or wait for one another.
     """
     args, zero3 = trainer.args, is_deepspeed_zero3_enabled()
     if args.world_size == 1:
         return
     text_only = has_text_only(trainer.train_dataset)
     if trainer.is_fsdp_enabled:
+        head = trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings()
+        if head.weight.requires_grad:
+            # TRL's fused head takes a sharded weight together without adding up the ranks' gradients.
+            raise UserError(
+                "--fsdp would train the output layer with one rank's gradients; add --use_peft true, or use "
+                "DeepSpeed: local_scripts/zero3.json"
+            )
         held_out = trainer.eval_dataset
         sets = held_out.values() if isinstance(held_out, Mapping) else [held_out]
         if (text_only and sampled) or any(has_text_only(rows) for rows in sets if rows is not None):
